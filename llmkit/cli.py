@@ -53,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest:
         options.overrides = [*options.overrides, *rest]
     try:
+        if "takes_weights" in options and "://" in options.run:
+            options.run = _fetched(options.run)
         return int(options.command(options, started))
     except AlreadyReported as end:
         return end.code
@@ -100,6 +102,12 @@ def _open_closed_streams() -> None:
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+
+
+def _fetched(url: str) -> str:
+    from llmkit.checkpoints.fetching import at_hand
+
+    return at_hand(url, os.environ)
 
 
 def _drop_output() -> None:

@@ -77,8 +77,9 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
     """Adds RUN and --ema, which `llmkit.weights.open_weights` takes."""
-    what = "a run folder, RUN@best, RUN@STEP, a checkpoint, an import, or a model in Hugging Face's format"
-    parser.add_argument("run", metavar="RUN", help=what)
+    what = "a run folder, RUN@best, RUN@STEP, a checkpoint, an import, a model in Hugging Face's format"
+    parser.add_argument("run", metavar="RUN", help=f"{what}, or the URL of a run's copies")
+    parser.set_defaults(takes_weights=True)
     parser.add_argument(
         "--ema", action="store_true", help="the moving average of the weights, of a run with train.ema"
     )

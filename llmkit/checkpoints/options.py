@@ -15,7 +15,7 @@ Run = Callable[[argparse.Namespace], int]
 
 def add_checkpoint_command(commands: Commands) -> None:
     """Adds `llmkit checkpoint`."""
-    what = "list, verify, compare, average or delete checkpoints, or ask a run for one"
+    what = "list, verify, compare, average, delete, copy or fetch checkpoints, or ask a run for one"
     parser = commands.add_parser("checkpoint", help=what)
     actions = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
     _list_parser(actions)
@@ -24,6 +24,8 @@ def add_checkpoint_command(commands: Commands) -> None:
     _average_parser(actions)
     _prune_parser(actions)
     _save_parser(actions)
+    _copy_parser(actions)
+    _fetch_parser(actions)
 
 
 def _list_parser(actions: Commands) -> None:
@@ -86,6 +88,22 @@ def _save_parser(actions: Commands) -> None:
     parser.add_argument(
         "--wait", type=positive, default=600, metavar="SECONDS", help="give up after so long; default: 600"
     )
+
+
+def _copy_parser(actions: Commands) -> None:
+    what = "copy the newest good checkpoint, and the record, of a run that is not under way to a store"
+    parser = _action(actions, "copy", what, _copy)
+    parser.add_argument("run", metavar="RUN", help="its run folder")
+    parser.add_argument("--to", metavar="URL", help="instead of checkpoint.copy_to; the run's name is added")
+
+
+def _fetch_parser(actions: Commands) -> None:
+    what = "fetch a checkpoint, and the record, of a run from a store into a new run folder"
+    parser = _action(actions, "fetch", what, _fetch)
+    parser.add_argument(
+        "url", metavar="URL[@STEP]", help="where the run is copied to, with its name: s3://bucket/runs/demo"
+    )
+    parser.add_argument("out", metavar="OUT", help="a folder that must not exist")
 
 
 def _action(actions: Commands, name: str, what: str, run: Run) -> CommandParser:
@@ -151,3 +169,15 @@ def _save(options: argparse.Namespace) -> int:
     from llmkit.checkpoints.request import save_command
 
     return save_command(Path(options.run), float(options.wait))
+
+
+def _copy(options: argparse.Namespace) -> int:
+    from llmkit.checkpoints.copying import copy_command
+
+    return copy_command(Path(options.run), options.to)
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from llmkit.checkpoints.fetching import fetch_command
+
+    return fetch_command(options.url, Path(options.out))

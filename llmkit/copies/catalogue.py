@@ -40,6 +40,11 @@ class Copy(_Entry):
         """How many steps had been taken."""
         return int(self.name.removeprefix("step-"))
 
+    @property
+    def size(self) -> int:
+        """Bytes of all its files."""
+        return sum(file.size for file in self.files)
+
     def path(self, file: Stored) -> str:
         """The name of a file of it in the store."""
         return f"checkpoints/{self.name}/{file.name}"

@@ -1,11 +1,14 @@
-"""The files of a checkpoint, as they were written."""
+"""A checkpoint as it is offered to be copied."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from llmkit.checkpoint.format import MANIFEST
+from llmkit.checkpoint.keeping import read_best
 from llmkit.checkpoint.read import load
+from llmkit.config.schema import Config
+from llmkit.copies.offer import Offer, Rule
 from llmkit.copies.outgoing import Stored, stored
 from llmkit.files import cannot_read, open_regular
 
@@ -26,3 +29,10 @@ def files_of(checkpoint: Path) -> list[Stored]:
             return [*listed, stored(MANIFEST, opened.read())]
     except OSError as error:
         raise cannot_read(path, error) from error
+
+
+def offer_of(checkpoint: Path, config: Config) -> Offer:
+    """A checkpoint of a run that is to be copied. config: the run's. Raises as `files_of` does."""
+    best = read_best(checkpoint.parent)
+    rule = Rule(keep_last=config.checkpoint.keep_last, best=None if best is None else best.step)
+    return Offer(name=checkpoint.name, files=files_of(checkpoint), rule=rule)

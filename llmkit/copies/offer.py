@@ -17,15 +17,19 @@ _PLACE = "copies/next.json"
 
 
 class Rule(BaseModel):
-    """Which copies are kept: the rule of the run's own checkpoints."""
+    """Which copies are kept: the rule of the run's own checkpoints.
+
+    keep_last: so many of the newest. best: step of the best one, None where there is none.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     keep_last: Annotated[int, Field(ge=1)]
+    best: Annotated[int, Field(ge=0)] | None = None
 
     def kept(self, steps: Sequence[int]) -> set[int]:
         """Those of the steps, in ascending order, that are kept."""
-        return set(steps[-self.keep_last :])
+        return {*steps[-self.keep_last :], *(step for step in steps if step == self.best)}
 
 
 class Offer(BaseModel):

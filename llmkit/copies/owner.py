@@ -13,13 +13,14 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from llmkit.copies.outgoing import Outgoing, stored
 from llmkit.copies.store import Store
-from llmkit.errors import UserError
+from llmkit.errors import RunFault, UserError
+from llmkit.files import write_json
 from llmkit.ownership.owner import Owner
 
 NAME = "owner.json"
@@ -154,3 +155,11 @@ class Known:
         except (OSError, ValueError, KeyError, TypeError):
             pass
         raise UserError(f"{path}: is damaged; delete it where nothing was copied yet, else bring it back")
+
+    def write(self, folder: Path) -> None:
+        """Into a run folder. Raises RunFault."""
+        try:
+            (folder / "copies").mkdir(parents=True, exist_ok=True)
+            write_json(folder / "copies" / "state.json", asdict(self))
+        except OSError as error:
+            raise RunFault(f"cannot write {folder / 'copies'}: {error.strerror}") from error

@@ -11,7 +11,7 @@ from llmkit.files import open_regular
 
 LINES = ("metrics.jsonl", "events.jsonl", "media.jsonl")
 """Files of one JSON object a line, to which a run appends."""
-OTHERS = ("manifest.json", "config.yaml", "DONE", "wandb/run_id")
+OTHERS = ("manifest.json", "config.yaml", "DONE", "wandb/run_id", "checkpoints/best.json")
 _SETTINGS = re.compile(r"configs/start-\d{4,}\.yaml")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import replace
@@ -17,8 +16,6 @@ from llmkit.copies.owner import CopyOwner, Known
 from llmkit.copies.record import snapshot
 from llmkit.copies.store import Store
 from llmkit.data.sources.attempts import FailedError, in_thread
-from llmkit.errors import RunFault
-from llmkit.files import write_json
 
 SENT_AT_ONCE = 4
 """Files."""
@@ -53,7 +50,7 @@ class Sender:
         if there is not None and there.run != self._known.run:
             raise owner.LostError(f"{self.store} holds the copies of another run ({there.run})")
         owner.write(self.store, mine)
-        write_json(self._folder / "copies" / "state.json", {"run": mine.run, "start": mine.start})
+        Known(mine.run, mine.start).write(self._folder)
         self._catalogue = there or self._catalogue
         self.mine = mine
 
@@ -173,9 +170,6 @@ def known_of(folder: Path, run: str) -> Known:
     """
     if (known := Known.read(folder)) is not None:
         return known
-    try:
-        os.makedirs(folder / "copies", exist_ok=True)
-        write_json(folder / "copies" / "state.json", {"run": run, "start": 0})
-    except OSError as error:
-        raise RunFault(f"cannot write {folder / 'copies'}: {error.strerror}") from error
-    return Known(run, 0)
+    known = Known(run, 0)
+    known.write(folder)
+    return known

@@ -14,7 +14,6 @@ from llmkit.copies.store import NotAsSentError, Store, Traffic
 from llmkit.data.sources.attempts import FailedError
 from llmkit.data.sources.remote import Patience
 from llmkit.errors import RunFault, UserError
-from llmkit.files import write_json
 from llmkit.loop.launch import Launch
 from llmkit.parallel.agreement import fail_together, on_rank_zero
 from llmkit.parallel.mesh import Mesh
@@ -83,23 +82,23 @@ def _ask(url: str, launch: Launch, folder: RunFolder, note: Callable[[str], None
             f"{store} (checkpoint.copy_to) cannot be asked whether it has copies of this run ({error}): "
             "mend that, or set checkpoint.copy_to=null to begin anew without"
         ) from error
-    try:
-        (folder.path / "copies").mkdir(exist_ok=True)
-        write_json(folder.path / "copies" / "state.json", {"run": run, "start": start})
-    except OSError as error:
-        raise RunFault(f"cannot write {folder.path / 'copies'}: {error.strerror}") from error
+    Known(run, start).write(folder.path)
     if here or there is None or not complete:
         return ""
+    if launch.options.fresh:
+        raise UserError(
+            f"--fresh: {store} holds copies of this run up to {complete[-1].name}; choose another "
+            "run.name or checkpoint.copy_to, or delete them yourself"
+        )
     return there.model_dump_json()
 
 
 def _fetch(store: Store, copy: Copy, folder: RunFolder, mesh: Mesh, note: Callable[[str], None]) -> str:
     """Fetches a copy as a checkpoint of the run folder; returns why it cannot be used, or "". Collective."""
-    size = sum(file.size for file in copy.files)
 
     def begin() -> str:
-        folder.require_space(size)
-        note(f"fetching {copy.name} from {store}, {size:,} bytes")
+        folder.require_space(copy.size)
+        note(f"fetching {copy.name} from {store}, {copy.size:,} bytes")
         return str(fetch.begin(copy, folder.checkpoints))
 
     aside = folder.checkpoints / on_rank_zero(mesh, begin).rpartition("/")[2]

@@ -14,8 +14,7 @@ from llmkit.config.mistakes import printable
 from llmkit.config.redaction import command_on_record
 from llmkit.copies.copier import Copier
 from llmkit.copies.held import forget
-from llmkit.copies.listing import files_of
-from llmkit.copies.offer import Offer, Rule
+from llmkit.copies.listing import offer_of
 from llmkit.copies.place import url_of
 from llmkit.copies.sender import known_of
 from llmkit.data.sources.urls import shown
@@ -96,11 +95,7 @@ class CopyHook(Hook):
 
     def _offer(self, path: Path | None) -> None:
         try:
-            if path is None:
-                self._copier.offer()
-            else:
-                rule = Rule(keep_last=self._t.config.checkpoint.keep_last)
-                self._copier.offer(Offer(name=path.name, files=files_of(path), rule=rule))
+            self._copier.offer(None if path is None else offer_of(path, self._t.config))
         except (RunFault, UserError) as error:
             name = "" if path is None else path.name
             self._take({"event": "copy_failed", "path": name, "reason": str(error)})

@@ -1,0 +1,122 @@
+"""`llmkit checkpoint fetch`, and models that are named by the URL of a copy."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import xxhash
+
+from llmkit.command_line import to_stderr
+from llmkit.config.memory import show_bytes
+from llmkit.copies import catalogue, fetch
+from llmkit.copies.catalogue import Catalogue, Copy
+from llmkit.copies.outgoing import stored
+from llmkit.copies.owner import Known
+from llmkit.copies.place import checked
+from llmkit.copies.store import NotAsSentError, Store
+from llmkit.data.sources.attempts import FailedError
+from llmkit.errors import RunFault, UserError
+
+_BEGUN = "copies/fetching"
+"""File in a run folder that is not complete yet."""
+
+
+class Copies(NamedTuple):
+    """What a URL names. named: copies of one run that are complete, the oldest first, at least one."""
+
+    store: Store
+    all: Catalogue
+    named: Sequence[Copy]
+
+
+def fetch_command(url: str, out: Path) -> int:
+    """Makes a run folder of a copy, and prints the checkpoint in it.
+
+    url: of the copies of one run; with @STEP behind it of that step, else the newest that is as it was sent.
+    Raises UserError where there is none, or `out` is there; RunFault where the store does not give it.
+    """
+    if os.path.lexists(out) and not (out / _BEGUN).exists():
+        raise UserError(f"fetch: {out} is there; name a folder that is not")
+    copies = copies_at(url)
+    try:
+        (out / _BEGUN).parent.mkdir(parents=True, exist_ok=True)
+        (out / _BEGUN).touch()
+    except OSError as error:
+        raise UserError(f"fetch: {out} cannot be written: {error.strerror}") from error
+    path = _newest_good(copies, out / "checkpoints")
+    try:
+        fetch.fetch_record(copies.store, copies.all, out)
+    except FailedError as error:
+        raise _unfinished(copies.store, error) from error
+    Known(copies.all.run, 0).write(out)
+    (out / _BEGUN).unlink()
+    print(path)
+    return 0
+
+
+def at_hand(url: str, environment: Mapping[str, str]) -> str:
+    """The folder of a checkpoint that a URL names, fetched into this user's cache; see `fetch_command`.
+
+    It stays there, and is not fetched again. environment: names the folder of caches.
+    """
+    copies = copies_at(url)
+    cache = environment.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    place = xxhash.xxh64(copies.store.url.encode()).hexdigest()
+    return str(_newest_good(copies, Path(cache, "llmkit", "copies", f"{place}-{copies.all.run}")))
+
+
+def copies_at(url: str) -> Copies:
+    """The copies that URL or URL@STEP names. Raises as `fetch_command` does."""
+    place, at, step = url.rpartition("@")
+    if not at or not step.removeprefix("step-").isdecimal():
+        place, step = url, ""
+    store = Store(checked(place, "URL"))
+    try:
+        found = catalogue.read(store)
+    except FailedError as error:
+        raise RunFault(f"{store} cannot be read: {error}") from error
+    named = [] if found is None else found.complete
+    if step:
+        named = [copy for copy in named if copy.step == int(step.removeprefix("step-"))]
+    if found is None or not named:
+        has = ", ".join(str(copy.step) for copy in found.complete) if found is not None else ""
+        raise UserError(
+            f"{store} holds no complete copy of a run{f' of step {step}' if step else ''}"
+            f"{f', but of {has}' if has else '; name the URL with the name of the run'}"
+        )
+    return Copies(store, found, named)
+
+
+def _newest_good(copies: Copies, root: Path) -> Path:
+    """The checkpoint in `root` that the newest copy which is as it was sent becomes, or is already."""
+    for copy in reversed(copies.named):
+        path = root / copy.name
+        if path.is_dir() and _is_copy(path, copy):
+            return path
+        aside = fetch.begin(copy, root)
+        to_stderr(f"fetching {copy.name} from {copies.store}, {show_bytes(copy.size)}")
+        try:
+            fetch.fetch_share(copies.store, copy, aside)
+        except NotAsSentError as error:
+            to_stderr(f"{copy.name} is not usable: {error}")
+            continue
+        except FailedError as error:
+            raise _unfinished(copies.store, error) from error
+        return fetch.finish(copy, aside)
+    raise RunFault(f"no copy at {copies.store} is as it was sent")
+
+
+def _is_copy(path: Path, copy: Copy) -> bool:
+    """Whether a checkpoint here is that copy, by its manifest, which has the checksums of all else."""
+    manifest = next(file for file in copy.files if file.name == catalogue.MANIFEST)
+    try:
+        return stored(manifest.name, (path / manifest.name).read_bytes()) == manifest
+    except OSError:
+        return False
+
+
+def _unfinished(store: Store, error: FailedError) -> RunFault:
+    return RunFault(f"fetch: {store}: {error}; the same command goes on from here")

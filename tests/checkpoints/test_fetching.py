@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llmkit.checkpoint.read import load
+from llmkit.cli import main
+from tests.checkpoints.test_copying import copied, fetched
+
+
+@pytest.fixture
+def url(project: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The copies of a run."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(project / "cache"))
+    assert copied("runs/tiny", "--to", f"file://{project}/store") == 0
+    return f"file://{project}/store/tiny"
+
+
+def test_what_is_not_there_is_said(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, says in (
+        (f"{url}/none", "holds no complete copy of a run; name the URL with the name of the run"),
+        (f"{url}@3", "holds no complete copy of a run of step 3, but of 8"),
+        ("store/tiny", "URL store/tiny: must be a URL"),
+    ):
+        assert fetched(name, "x") == 2
+        assert says in capsys.readouterr().err
+    assert not Path("x").exists()
+
+
+def test_damaged_copies_are_not_taken(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (path,) = Path("store/tiny/checkpoints/step-00000008").glob("pieces-*")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert fetched(url, "x") == 1
+    assert "no copy at" in capsys.readouterr().err
+    path.write_bytes(whole)
+    assert fetched(url, "x") == 0  # goes on with what is there
+    assert list(load(Path("x/checkpoints/step-00000008")).problems()) == []
+
+
+def test_a_url_names_a_model(url: str, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Fetched once, into the user's cache, and verified when it is read, as any other."""
+    asked = ["--prompt", "the", "--max-new-tokens", "5", "--temperature", "0"]
+    assert main(["generate", "runs/tiny", *asked]) == 0
+    straight = capsys.readouterr().out
+    for again in (False, True):
+        assert main(["generate", url, *asked]) == 0
+        output = capsys.readouterr()
+        assert output.out == straight and ("fetching step-00000008" in output.err) is not again
+    assert main(["evaluate", f"{url}@step-8"]) == 0
+    assert "fetching" not in capsys.readouterr().err
+    assert len(list((project / "cache/llmkit/copies").iterdir())) == 1
