@@ -34,5 +34,10 @@ def files_of(checkpoint: Path) -> list[Stored]:
 def offer_of(checkpoint: Path, config: Config) -> Offer:
     """A checkpoint of a run that is to be copied. config: the run's. Raises as `files_of` does."""
     best = read_best(checkpoint.parent)
-    rule = Rule(keep_last=config.checkpoint.keep_last, best=None if best is None else best.step)
-    return Offer(name=checkpoint.name, files=files_of(checkpoint), rule=rule)
+    keep = config.checkpoint
+    return Offer(
+        name=checkpoint.name, files=files_of(checkpoint),
+        rule=Rule(
+            keep_last=keep.keep_last, keep_every=keep.keep_every, best=None if best is None else best.step
+        ),
+    )  # fmt: skip

@@ -19,17 +19,20 @@ _PLACE = "copies/next.json"
 class Rule(BaseModel):
     """Which copies are kept: the rule of the run's own checkpoints.
 
-    keep_last: so many of the newest. best: step of the best one, None where there is none.
+    keep_last: so many of the newest. keep_every: those whose step it divides; 0 = none of them. best: step of
+    the best one, None where there is none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     keep_last: Annotated[int, Field(ge=1)]
+    keep_every: Annotated[int, Field(ge=0)] = 0
     best: Annotated[int, Field(ge=0)] | None = None
 
     def kept(self, steps: Sequence[int]) -> set[int]:
         """Those of the steps, in ascending order, that are kept."""
-        return {*steps[-self.keep_last :], *(step for step in steps if step == self.best)}
+        every = [step for step in steps if self.keep_every and step % self.keep_every == 0]
+        return {*steps[-self.keep_last :], *every, *(step for step in steps if step == self.best)}
 
 
 class Offer(BaseModel):

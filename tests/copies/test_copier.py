@@ -193,3 +193,5 @@ def test_offers_are_read_back(run: Path) -> None:
     (run / "copies/next.json").write_text("{}")
     assert Offer.read(run) is None
     assert Rule(keep_last=2).kept([1, 5, 7]) == {5, 7}
+    assert Rule(keep_last=1, keep_every=5, best=6).kept([4, 5, 6, 10, 12]) == {5, 6, 10, 12}
+    assert Rule(keep_last=1, best=3).kept([4]) == {4}
