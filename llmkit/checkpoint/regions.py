@@ -19,6 +19,10 @@ from llmkit.checkpoint.pieces import ContiguousBox, intersect, runs, subtract
 from llmkit.checkpoint.safetensors_header import TensorSpan, decode_header
 from llmkit.parallel.slices import Box, Range
 
+_KEPT_BLOCKS = 2
+"""Of each file. Small pieces share a block, and tensors lie in one order in all files, which is that in which
+they are read: so each block is read once. One more than that needs, as orders may differ a little."""
+
 
 class RegionReader:
     """The tensors of the checkpoint in a folder. files: name -> file, those of the index among them."""
@@ -29,9 +33,6 @@ class RegionReader:
         self._files = [files[stored.name] for stored in index.files]
         self._recent: dict[int, dict[int, Tensor]] = {}
         """Of each file the blocks used last, the latest at the end."""
-        self._kept = 1 + len({tensor.kind for tensor in index.tensors})
-        """Blocks kept of each file. Small pieces share a block, and tensors lie in one order in all files:
-        with one block a kind, as the kinds of a tensor are read in turn, each block is read once."""
         self._headers: dict[int, dict[str, TensorSpan]] = {}
 
     def dtype(self, tensor: int) -> torch.dtype:
@@ -120,7 +121,7 @@ class RegionReader:
         recent = self._recent.setdefault(file, {})
         block = recent.pop(index, None)
         if block is None:
-            old = recent.pop(next(iter(recent))) if len(recent) >= self._kept else None
+            old = recent.pop(next(iter(recent))) if len(recent) >= _KEPT_BLOCKS else None
             block = self._files[file].block(index, old)
         recent[index] = block
         return block
