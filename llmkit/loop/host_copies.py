@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
@@ -31,12 +32,20 @@ class HostCopies:
         self._memory: HostMemory | None = None
         self._outcome: Future[None] = Future()
         self._size = 0
+        self._most: float | None = None
+        """Bytes that this rank may take of its host; None before that was looked for."""
 
     def prepare_if_expected(self) -> None:
-        """Begins to take the memory, where saves are expected. After the first step: the optimizer then has
-        all of its state."""
+        """After each step: begins to take the memory, where saves are expected.
+
+        After the first step, when the optimizer has all of its state, it is seen how much is free; after the
+        second one, when every rank of the host has seen that, it is taken.
+        """
         if self._wanted and self._expected and self._memory is None:
-            self._prepare()
+            if self._most is None:
+                self._look()
+            else:
+                self._take()
 
     def memory(self) -> HostMemory | None:
         """The memory; None: training has to wait for saves. Collective: ranks agree at the first save.
@@ -45,7 +54,9 @@ class HostCopies:
         """
         if self._wanted and not self._agreed:
             if self._memory is None:
-                self._prepare()
+                self._look()
+                self._t.control.largest(0)  # no rank takes it before all have looked
+                self._take()
             with self._t.phases.span("save"):
                 error, self._agreed = self._outcome.exception(), True
             if self._t.control.largest(int(error is not None))[0]:
@@ -57,10 +68,13 @@ class HostCopies:
                 )
         return self._memory
 
-    def _prepare(self) -> None:
+    def _look(self) -> None:
+        free = free_memory()
+        self._most = math.inf if free is None else SHARE * free / self._local_size
+
+    def _take(self) -> None:
         rooms = [room_for(piece) for piece in self._t.engine.read_pieces()]
-        pinned, free = self._t.mesh.device.type == "cuda", free_memory()
-        most = None if free is None else int(SHARE * free / self._local_size)
+        pinned, most = self._t.mesh.device.type == "cuda", self._most
         memory = self._memory = HostMemory()
         self._size = sum(rooms)
 

@@ -52,13 +52,15 @@ def test_processes_of_a_host_share_its_memory(
     assert len(t.notes) == (not fits) and all("for each of its processes" in note for note in t.notes)
 
 
-def test_it_is_taken_after_the_first_step_where_saves_are_expected(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_taken_after_two_steps_where_saves_are_expected(monkeypatch: pytest.MonkeyPatch) -> None:
     has(monkeypatch, None)
     for settings, taken in (
         ({}, True), ({"every_steps": 0}, False), ({"every_steps": 0, "every_minutes": 30.0}, True),
         ({"background": False}, False),
     ):  # fmt: skip
         copies = HostCopies(trainer(**settings), 1)
+        copies.prepare_if_expected()
+        assert copies._memory is None
         copies.prepare_if_expected()
         assert (copies._memory is not None) == taken
     assert copies.memory() is None
