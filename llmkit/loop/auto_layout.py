@@ -12,6 +12,7 @@ from llmkit.estimate.hardware import Device, Fleet
 from llmkit.estimate.layout_choice import with_layout
 from llmkit.monitor.hardware import has_bf16_units
 from llmkit.parallel.rank_info import RankInfo
+from llmkit.parallel.world import own_gpu
 from llmkit.plan import Known
 
 UNKNOWN_MEMORY = 8 * 2**30
@@ -31,14 +32,15 @@ def choose_layout(loaded: Loaded, known: Known, info: RankInfo) -> Loaded:
 def fleet_of(info: RankInfo) -> Fleet:
     """This launch's devices, all as this process's own: the GPU of its local rank, or its share of a CPU."""
     hardware = Hardware()
-    device = _gpu(hardware, info) if torch.cuda.is_available() else _cpu(info)
+    number = own_gpu(info)
+    device = _cpu(info) if number is None else _gpu(hardware, number)
     nodes = max(1, info.world_size // info.local_size)
     inside, between = hardware.link(device.inside), hardware.link(device.between)
     return Fleet(device, info.world_size // nodes, nodes, inside, between)
 
 
-def _gpu(hardware: Hardware, info: RankInfo) -> Device:
-    name = torch.cuda.get_device_name(info.local_rank)
+def _gpu(hardware: Hardware, number: int) -> Device:
+    name = torch.cuda.get_device_name(number)
     if (device := hardware.labelled(name)) is None:
         raise UserError(
             f"parallel.layout is auto, and no figures of {name} are known to choose by; set it to given, and "

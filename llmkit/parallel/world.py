@@ -196,24 +196,36 @@ def check_own_gpu(info: RankInfo, store: Store, uuid: str, timeout: timedelta) -
         report_once(Mesh(info.rank, info.world_size, store=store), error)
 
 
-def _choose_device(info: RankInfo) -> torch.device:
-    """This process's own GPU, made the current device, or the CPU."""
+def own_gpu(info: RankInfo) -> int | None:
+    """The number of this process's own GPU; None where it trains on the CPU.
+
+    Raises UserError where the host has fewer GPUs than processes.
+    """
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":  # use_cpu in accelerate's configuration
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # read when torch first looks for GPUs
-    if torch.cuda.is_available():
-        count = torch.cuda.device_count()
-        if count == 1 and info.local_size > 1:
-            # As under srun --gpus-per-task=1. DeepSpeed and accelerate take the number of the GPU from here.
-            os.environ["LOCAL_RANK"] = "0"
-            return torch.device("cuda", 0)
-        if info.local_size > count:
-            raise UserError(
-                f"{info.local_size} processes were started on a host that has {count} GPUs: start as many "
-                "as there are, or set CUDA_VISIBLE_DEVICES to nothing to train on the CPU"
-            )
-        torch.cuda.set_device(info.local_rank)
-        return torch.device("cuda", info.local_rank)
-    return torch.device("cpu")
+    if not torch.cuda.is_available():
+        return None
+    count = torch.cuda.device_count()
+    if count == 1 and info.local_size > 1:  # as under srun --gpus-per-task=1
+        return 0
+    if info.local_size > count:
+        raise UserError(
+            f"{info.local_size} processes were started on a host that has {count} GPUs: start as many "
+            "as there are, or set CUDA_VISIBLE_DEVICES to nothing to train on the CPU"
+        )
+    return info.local_rank
+
+
+def _choose_device(info: RankInfo) -> torch.device:
+    """This process's own GPU, made the current device, or the CPU."""
+    number = own_gpu(info)
+    if number is None:
+        return torch.device("cpu")
+    if number != info.local_rank:  # DeepSpeed and accelerate take the number of the GPU from here
+        os.environ["LOCAL_RANK"] = str(number)
+    else:
+        torch.cuda.set_device(number)
+    return torch.device("cuda", number)
 
 
 def _share_cores(info: RankInfo) -> None:

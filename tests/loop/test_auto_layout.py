@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from tests.program import make_project
 
 def test_nodes_and_devices_of_a_launch(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA H100 80GB HBM3")
     fleet = fleet_of(RankInfo(rank=9, world_size=16, local_rank=1, local_size=8))
     assert (fleet.device.name, fleet.nodes, fleet.devices_per_node, fleet.size) == ("h100", 2, 8, 16)
@@ -25,9 +27,19 @@ def test_nodes_and_devices_of_a_launch(monkeypatch):
 
 def test_a_gpu_without_figures_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA Z9")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: ["NVIDIA Z9"][index])
     with pytest.raises(UserError, match="no figures of NVIDIA Z9 are known"):
         fleet_of(RankInfo())
+    with pytest.raises(UserError, match="no figures of NVIDIA Z9 are known"):  # a task of srun sees one GPU
+        fleet_of(RankInfo(rank=3, world_size=4, local_rank=3, local_size=4))
+
+
+def test_accelerate_may_ask_for_the_cpu(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert fleet_of(RankInfo()).device.architecture == "cpu"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "", "before torch looks for GPUs"
 
 
 def test_a_run_trains_with_it_and_goes_on(tmp_path, monkeypatch, capsys):
