@@ -30,15 +30,18 @@ CHUNK_BYTES = 2**28
 class Activations:
     """Bytes of activations.
 
-    token: for each token of a micro-batch, at their largest. fixed: whatever the micro-batch.
+    token: for each token of a micro-batch, at their largest. fixed: whatever the micro-batch, but for
+    `fixed_token`, if any: no more than so many for each token.
     """
 
     token: float
     fixed: float = 0.0
+    fixed_token: float = 0.0
 
     def of(self, tokens: int) -> int:
         """Bytes of a micro-batch of so many tokens."""
-        return int(self.token * tokens + self.fixed)
+        fixed = min(self.fixed, self.fixed_token * tokens) if self.fixed_token else self.fixed
+        return int(self.token * tokens + fixed)
 
 
 def training_bytes(shape: ModelShape, how: Arithmetic) -> Activations:
@@ -62,7 +65,10 @@ def training_parts(shape: ModelShape, how: Arithmetic) -> dict[str, Activations]
     parts["before the blocks"] = Activations(_before_blocks(shape, how))
     head, block = _head(shape, how), sum(plain.values())
     parts["loss" if head.token >= block else "gradients of a block"] = Activations(max(head.token, block))
-    fixed = max(head.fixed, _dequantised(shape, how))
+    chunk = 0.0 if how.forms.get("head_loss", "full") == "full" else CHUNK_BYTES
+    logits = FP32 * shape.padded_vocab_size / how.layout.tensor_parallel_size
+    parts["logits of a chunk"] = Activations(0.0, chunk, logits)
+    fixed = max(head.fixed, _dequantised(shape, how)) - chunk
     parts["whatever the batch"] = Activations(0.0, fixed)  # gradients of the head, a matrix of few bits
     return {kind: each for kind, each in parts.items() if each.token or each.fixed}
 

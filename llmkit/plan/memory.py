@@ -18,7 +18,9 @@ from llmkit.precision import Precision
 
 CERTAIN = 0.9
 """Share of what blocks are counted to keep that they keep in any case: tests allow a tenth of error."""
-UNCERTAIN = ("loss", "gradients of a block", "whatever the batch", "attention scores", "masks")
+UNCERTAIN = (
+    "loss", "gradients of a block", "logits of a chunk", "whatever the batch", "attention scores", "masks",
+)  # fmt: skip
 """Kinds of activations that are not there all the time, or that a compiler may compute again."""
 
 

@@ -281,6 +281,14 @@ def test_logits_in_chunks_leave_a_buffer_and_the_gradient_of_the_matrix():
     assert training_bytes(large, replace(chunked, adapters=True)).fixed == 2**28
 
 
+def test_the_logits_of_a_chunk_are_no_more_than_all_of_them():
+    chunked = replace(arithmetic(), forms={**FORMS, "head_loss": "chunked"})
+    parts = training_parts(SHAPES["llama"], chunked)
+    assert parts["logits of a chunk"].of(10) == 10 * 4 * 104
+    assert parts["logits of a chunk"].of(10**7) == CHUNK_BYTES
+    assert parts["whatever the batch"].of(10) == (4 + 2) * 104 * 64
+
+
 def test_a_weight_in_few_bits_is_in_memory_once_as_its_product_takes_it():
     shape, how = SHAPES["llama"], arithmetic()
     linear = {t.stored_in: 0 for t in shape.tensors if t.linear}
