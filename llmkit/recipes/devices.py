@@ -37,10 +37,11 @@ def device(name: str) -> Device:
     """
     if name.lower() == "cpu":
         return _this_cpu()
-    try:
-        found = Hardware().device(name)
-    except UserError as error:
-        raise UserError(f"new: --device: {error}, or cpu") from None
+    hardware = Hardware()
+    if name.lower() not in hardware.devices:
+        known = ", ".join(hardware.devices)
+        raise UserError(f"new: --device {name[:40]!r} is not known; choose cpu or one of {known}")
+    found = hardware.device(name)
     peak = found.flops["bf16"]
     published = f"the published {peak / 1e12:.0f} TFLOP/s of one {found.label}"
     how = f"{GPU_UTILIZATION:.0%} of {published}, which is assumed"

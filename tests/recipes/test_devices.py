@@ -31,6 +31,6 @@ def test_a_cpu_is_measured(monkeypatch):
 
 
 def test_an_unknown_device_is_named_with_those_that_are_known():
-    says = r"new: --device: the device 'h1000' is not known; did you mean h100.* rtx-4090, .*, or cpu"
+    says = r"new: --device 'h1000' is not known; choose cpu or one of .*h100.*rtx-4090"
     with pytest.raises(UserError, match=says):
         device("h1000")
