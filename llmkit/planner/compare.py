@@ -35,6 +35,8 @@ def side_by_side(one: str, a: Candidate, other: str, b: Candidate) -> list[str]:
     rows += _rows("memory of a process", [side.memory.device for side in sides], show_bytes)
     rows += _rows("memory of its host", [side.memory.host for side in sides], show_bytes)
     rows.append(("fits", *("yes" if side.memory.fits else "no" for side in sides), ""))
+    largest = [str(side.memory.largest_micro_batch or "none") for side in sides]
+    rows.append(("largest micro-batch that fits", *largest, ""))
     if all(side.memory.fits for side in sides):
         rows += _rows("a step", [side.time.parts for side in sides], words.seconds)
         rates = [side.time.tokens_per_second for side in sides]

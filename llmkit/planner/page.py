@@ -90,7 +90,8 @@ def _parts(study: Study) -> Iterator[str]:
 def _memory(candidate: Candidate) -> Iterator[str]:
     memory = candidate.memory
     there = show_bytes(memory.available)
-    yield f"memory of a process of 1: {show_bytes(memory.device_bytes)} of {there}"
+    size, largest = show_bytes(memory.device_bytes), memory.largest_micro_batch
+    yield f"memory of a process of 1: {size} of {there}; micro-batches of {largest} and less fit"
     yield from _bars(memory.device)
     if memory.host:
         yield f"on its host: {show_bytes(memory.host_bytes)}"

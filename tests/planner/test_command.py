@@ -62,6 +62,7 @@ def test_parts_stand_beside_those_of_the_layout_that_is_asked_for(capsys):
     assert "1 - asked" in other and "recompute" in other
     best = plan(capsys, SMALL, "--device", "h100", "parallel.layout=auto")
     assert "memory of a process of 1: " in best and "1 - asked" not in best
+    assert "largest micro-batch that fits" in other and "and less fit" in best
 
 
 def test_json_holds_what_the_page_shows(capsys):
