@@ -50,7 +50,8 @@ def candidate_json(candidate: Candidate) -> dict[str, Any]:
         "fits": memory.fits,
         "memory": {
             "device_bytes": memory.device_bytes, "host_bytes": memory.host_bytes,
-            "available": memory.available, "largest_micro_batch": memory.largest_micro_batch, "device": _terms(memory.device), "host": _terms(memory.host),
+            "available": memory.available, "largest_micro_batch": memory.largest_micro_batch,
+            "device": _terms(memory.device), "host": _terms(memory.host),
         },
     }  # fmt: skip
     if not memory.fits:
