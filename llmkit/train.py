@@ -135,8 +135,9 @@ def _run(trainer: Trainer, launch: Launch, stack: ExitStack) -> int:
     """The loop, followed by the mirror to Weights & Biases, and with a fault on record."""
     with failure_recorded(trainer.events), launch.phases.span("start"):
         trainer.start()
-        open_copies(trainer, launch, stack)
+        end_copies = open_copies(trainer, launch, stack)
         mirror = open_mirror(trainer, launch, stack)
+        stack.callback(end_copies)  # first of all: both take their time, at once
     try:
         mirror.exit_code = trainer.fit()
     except Stopped:

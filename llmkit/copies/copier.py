@@ -37,6 +37,7 @@ class Copier:
         self._folder, self._url, self._command, self._environment = folder, url, command, environment
         self._process: subprocess.Popen[bytes] | None = None
         self._unread = b""
+        self._ends_at: float | None = None
         self.offered: Offer | None = None
 
     def offer(self, offer: Offer | None = None) -> None:
@@ -73,17 +74,22 @@ class Copier:
                 found.append(json.loads(line))
         return [message for message in found if isinstance(message, dict)]
 
-    def finish(self, take: Callable[[Message], None], may_wait_on: Callable[[], bool]) -> bool:
-        """Lets the process copy what waits, then ends it; returns whether everything was copied.
+    def end(self) -> None:
+        """Has the process copy what waits, and the record as it is now, and then end."""
+        if self._process is not None and self._ends_at is None:
+            self._ends_at = time.monotonic() + END_SECONDS
+            self._say("end")
 
-        Waits at most END_SECONDS, or as long as bytes are sent within that time and `may_wait_on()` says so.
-        take: is called with what the process says.
+    def finish(self, take: Callable[[Message], None], may_wait_on: Callable[[], bool]) -> bool:
+        """Waits until the process has ended; returns whether everything was copied.
+
+        At most END_SECONDS from `end` on, or as long as bytes are sent within that time and `may_wait_on()`
+        says so; then it is killed. take: is called with what the process says.
         """
-        process = self._process
-        if process is None:
+        self.end()
+        process, until = self._process, self._ends_at
+        if process is None or until is None:
             return True
-        self._say("end")
-        until = time.monotonic() + END_SECONDS
         while process.poll() is None and time.monotonic() < until:
             for message in self.messages(wait=0.2):
                 take(message)
@@ -98,7 +104,7 @@ class Copier:
             with suppress(OSError):
                 if stream is not None:
                     stream.close()
-        self._process = None
+        self._process = self._ends_at = None
         return code == 0
 
     def _start(self) -> subprocess.Popen[bytes]:

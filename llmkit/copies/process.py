@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -26,6 +27,7 @@ from llmkit.copies.sender import Sender
 from llmkit.copies.store import Store, Traffic
 from llmkit.data.sources.attempts import FailedError, told
 from llmkit.errors import RunFault, UserError
+from llmkit.stopping import SIGNALS
 
 DONE, NOT_ALL = 0, 3
 FIRST_PAUSE, LONGEST_PAUSE = 30.0, 600.0
@@ -142,6 +144,8 @@ class Process:
 def main() -> None:
     """Copies the run in the folder that the command line names, to the URL behind it."""
     os.nice(10)  # training comes first
+    for number in SIGNALS:  # of a batch system, to every process of a job: the trainer tells when to end
+        signal.signal(number, signal.SIG_IGN)
     folder, url, command, trainer = sys.argv[1:5]
     code = NOT_ALL
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import shlex
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,23 +29,25 @@ if TYPE_CHECKING:
     from llmkit.loop.trainer import Trainer
 
 
-def open_copies(t: Trainer, launch: Launch, stack: ExitStack) -> None:
-    """Lets rank 0 copy each checkpoint, beginning with the newest one that is there; `stack` ends that.
+def open_copies(t: Trainer, launch: Launch, stack: ExitStack) -> Callable[[], None]:
+    """Lets rank 0 copy each checkpoint, beginning with the newest one that is there.
 
+    Returns what is to be called once the record of the run is complete; `stack` then waits for the last copy.
     One rank is enough: all ranks share the disk of the run folder, and it is the network that bounds a copy.
     """
     if t.mesh.rank > 0:
-        return
+        return lambda: None
     forget(t.folder.checkpoints)
     url = url_of(launch.config)
     if url is None:
-        return
-    hook = CopyHook(
-        t, url, Copier(t.folder.path, url, " ".join(command_on_record(sys.argv)), launch.environment)
-    )
+        return lambda: None
+    command = " ".join(command_on_record(sys.argv))
+    copier = Copier(t.folder.path, url, command, launch.environment)
+    hook = CopyHook(t, url, copier)
     stack.callback(hook.finish)
     t.hooks.add(hook)
     hook.start()
+    return copier.end
 
 
 class CopyHook(Hook):

@@ -77,6 +77,8 @@ def test_it_copies_what_is_offered_and_the_end(run: Path, copier_of: Copies, tmp
     copies.offer()
     copies.offer(offer_of(run, 10))
     copied = until(copies, "copied")
+    assert copies._process is not None
+    os.kill(copies._process.pid, signal.SIGTERM)  # as SLURM does to all processes of a job
     assert copied["path"] == name_of(10) and copied["bytes"] > 30_000
     copies.offer(offer_of(run, 20))  # in the last moment
     (run / "DONE").write_bytes(b"now\n")
