@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from llmkit.config.memory import show_bytes
+from llmkit.config.memory import checkpoint_bytes, show_bytes
 from llmkit.config.shape import ModelShape
 from llmkit.estimate.hardware import Fleet
 from llmkit.estimate.term import Term
@@ -131,6 +131,10 @@ def _host(plan: Plan, needs: Memory, on_cpu: bool) -> Iterator[Term]:
     for name in (each for each in state.parts if each in state.on_host and state.parts[each]):
         yield _bytes(name, state.parts[name], _state_formula(plan, name), f"offloaded; {STATE_SOURCE}")
     yield _bytes("process", PROCESS, "Python, PyTorch, CUDA's libraries", "assumed")
+    if plan.config.checkpoint.background:
+        whole = int(checkpoint_bytes(plan.kept_tensors) * plan.num_trained)
+        text = f"{show_bytes(whole)} / {plan.layout.world_size:,} ranks, kept from one save to the next"
+        yield _bytes("copy of a checkpoint", whole // plan.layout.world_size, text, "checkpoint.background")
     workers = plan.config.data.workers
     if isinstance(workers, int) and workers:
         text = f"{workers} workers x {show_bytes(WORKER)}"

@@ -174,13 +174,8 @@ def _needs(candidate: Candidate, question: Question, saved: float) -> list[Term]
         size = 2 if token_dtype(vocabulary) == "uint16" else 4
         formula = f"{question.tokens:.4g} x {size} bytes, where no token is read twice or live"
         terms.append(Term("disk for tokens", size * question.tokens, "bytes", formula))
-    host, shared = candidate.memory.host_bytes, saved / fleet.nodes
-    terms.append(
-        Term(
-            "host memory of a node", host * fleet.devices_per_node + shared, "bytes",
-            f"{fleet.devices_per_node} x {show_bytes(host)} + {show_bytes(shared)} of a save under way",
-        )
-    )  # fmt: skip
+    host, each = candidate.memory.host_bytes, fleet.devices_per_node
+    terms.append(Term("host memory of a node", host * each, "bytes", f"{each} x {show_bytes(host)}"))
     write = saved / fleet.nodes / DISK_BANDWIDTH
     terms.append(
         Term(

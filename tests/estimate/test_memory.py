@@ -78,6 +78,11 @@ def test_what_is_offloaded_is_the_host_s(plan: Any) -> None:
     assert {"weights", "gradients", "masters", "moments", "process"} <= set(host)
     assert not {"weights", "masters", "moments"} & set(device) and "gathered weights" in device
     assert found.host_bytes == sum(host.values())
+    one = plan(2, "checkpoint.background=true")
+    copied = parts(memory_of(one, fleet(80)), "host")["copy of a checkpoint"]
+    assert copied == 12 * one.num_trained // 2, "each of the ranks gives its share"
+    without = memory_of(plan(2, "checkpoint.background=false"), fleet(80))
+    assert "copy of a checkpoint" not in parts(without, "host")
 
 
 def test_of_a_registered_model_activations_are_not_known(plan: Any) -> None:

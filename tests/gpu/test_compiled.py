@@ -16,6 +16,7 @@ from llmkit.engine.build import build_engine
 from llmkit.kernels.compiler import graph_breaks
 from llmkit.parallel.mesh import Mesh
 from llmkit.plan import plan_for_shape
+from llmkit.plan.memory import memory
 from tests.shapes import GPT2_STYLE, LLAMA_STYLE
 
 SHAPES = {
@@ -89,7 +90,8 @@ def test_the_micro_batch_that_is_chosen_fits_and_uses_the_memory(compiled):
         "train": work.config.train.model_dump() | {"precision": "bf16"},
         "kernels": {"compile": compiled},
     }
-    chosen = plan_for_shape(work.shape, settings, facts).micro_batch_size
+    plan = plan_for_shape(work.shape, settings, facts)
+    chosen, needs = plan.micro_batch_size, memory(plan)
     sized = {**changes, "train": {"micro_batch_size": chosen, "global_batch_size": 2 * chosen}}
     work = make_workload("llama-1b", device, sized)
     step, batches = build("llmkit", work, "bf16", device, print), make_batches(work, device)
@@ -97,4 +99,6 @@ def test_the_micro_batch_that_is_chosen_fits_and_uses_the_memory(compiled):
         step(batch)
     peak = torch.cuda.max_memory_allocated()
     assert peak < facts.free_bytes, f"micro-batches of {chosen}"
+    # Expected: within a tenth of the estimate, which is one from above.
+    assert needs.least <= peak <= 1.1 * needs.on_device, f"{peak} bytes, by estimate {needs}"
     assert chosen == 256 or peak > 0.4 * facts.free_bytes, f"micro-batches of {chosen} need {peak} bytes"

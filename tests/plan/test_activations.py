@@ -18,6 +18,7 @@ from llmkit.kernels.head_loss_chunks import BUFFER_BYTES, BUFFER_SHARE
 from llmkit.kernels.operators import TORCH, Operators
 from llmkit.model.activation_checkpointing import KEPT
 from llmkit.model.block import Block
+from llmkit.model.gpt import GPT
 from llmkit.model.positions import BlockInputs
 from llmkit.model.rope import rope_tables
 from llmkit.parallel.layout import Layout
@@ -241,6 +242,33 @@ def test_compiled_scores_and_masks_are_counted_to_a_tenth(form, documents, preci
     how = scored(form, documents, precision, compiled=True)
     found = saved_bytes(SCORED, how, recompute, ALONE)
     assert found == pytest.approx(block_bytes(SCORED, how, recompute), rel=0.1)
+
+
+@pytest.mark.parametrize("precision", TYPES)
+@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize(("recompute", "every"), [("none", 1), ("full", 1), ("full", 2)])
+def test_a_model_keeps_what_its_blocks_do_and_the_norms_around_them(recompute, every, documents, precision):
+    shape = replace(SCORED, num_hidden_layers=3, embedding_norm=True, max_position_embeddings=192)
+    layout = {"activation_checkpointing": recompute, "activation_checkpointing_every": every}
+    how = replace(arithmetic(False, precision, **layout), length=192, documents=documents)
+    model = GPT(shape, operators(how), ALONE, recompute, every).to(TYPES[precision])
+    tokens = torch.randint(shape.vocab_size, (ROWS, 192))
+    ids = (torch.arange(192, dtype=torch.int32) // 50).repeat(ROWS, 1) if documents else None
+    kept: dict[int, int] = {}
+
+    def pack(saved: Tensor) -> Tensor:
+        kept[saved.untyped_storage().data_ptr()] = saved.untyped_storage().nbytes()
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+        out = model.hidden(tokens, ids)
+    for known in (*model.parameters(), *(model.rope or ()), tokens, out):
+        kept.pop(known.untyped_storage().data_ptr(), None)
+    parts = training_parts(shape, how)
+    # Beside the parts: what enters the last norm, and the copy of it in fp32.
+    last = (how.bytes + 4 + how.bytes % 4) * shape.hidden_size
+    counted = sum(each.token for kind, each in parts.items() if kind not in ("loss", "gradients of a block"))
+    assert sum(kept.values()) / (192 * ROWS) == pytest.approx(counted + last, rel=0.1)
 
 
 def test_the_parts_of_a_step_are_all_of_it():
