@@ -9,6 +9,7 @@ from typing import Any
 from llmkit.config.memory import checkpoint_bytes, show_bytes
 from llmkit.data.shards.format import token_dtype
 from llmkit.estimate import interruptions
+from llmkit.estimate.communication import HOST_BANDWIDTH
 from llmkit.estimate.expense import Expense, expense
 from llmkit.estimate.interruptions import DALY, LLAMA_3, daly_interval, lost_share, seconds_between
 from llmkit.estimate.search import Candidate
@@ -17,8 +18,6 @@ from llmkit.monitor.cost import Prices
 from llmkit.plan.plan import Plan
 from llmkit.precision import BYTES
 
-HOST_BANDWIDTH = 20e9
-"""Bytes a second between a device and pinned memory of its host, of PCIe 4 and 5 (assumed)."""
 DISK_BANDWIDTH = 2e9
 """Bytes a second that a node writes to a shared disk (assumed; `llmkit doctor` measures it)."""
 

@@ -9,12 +9,13 @@ import pytest
 
 from llmkit.api import load
 from llmkit.config.memory import checkpoint_bytes
+from llmkit.estimate.communication import HOST_BANDWIDTH
 from llmkit.estimate.devices import Hardware
 from llmkit.estimate.interruptions import daly_interval, lost_share
 from llmkit.estimate.search import Candidate, Ground, search
 from llmkit.monitor.cost import Prices
 from llmkit.planner.assumed import open_subject
-from llmkit.planner.outlook import DISK_BANDWIDTH, HOST_BANDWIDTH, Question, checkpoint_size, outlook
+from llmkit.planner.outlook import DISK_BANDWIDTH, Question, checkpoint_size, outlook
 
 RECIPE = str(Path(__file__).parents[2] / "configs/recipes/llama-3.1-8b.yaml")
 
