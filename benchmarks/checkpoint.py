@@ -70,10 +70,11 @@ def turn(contender: Contender, folder: Path) -> Turn:
 def compare(names: Sequence[str], gigabytes: float, rounds: int, folder: Path) -> dict[str, list[Turn]]:
     """The turns of each contender. The first round, in which memory is new, comes before the others."""
     state = State(gigabytes)
-    contenders = {name: CONTENDERS[name](state) for name in names}
+    contenders = [(name, CONTENDERS[name](state)) for name in names]
     turns: dict[str, list[Turn]] = {name: [] for name in names}
     for number in range(1 + rounds):
-        for index, (name, contender) in enumerate(contenders.items()):
+        first = number % len(contenders)  # each has another before it in each round
+        for index, (name, contender) in enumerate([*contenders[first:], *contenders[:first]]):
             place = folder / f"{index}-{number}"
             place.mkdir()
             turns[name].append(turn(contender, place))

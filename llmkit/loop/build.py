@@ -115,6 +115,7 @@ def _build(
         restore=lambda earlier: take_state(engine, config, earlier, base, earlier.state["updates"]),
     )  # fmt: skip
     stack.callback(trainer.close)
+    stack.callback(trainer.saves.close)
     with fail_together(mesh):
         if mesh.rank == 0 and not trainer.has_nothing_to_do:
             if (tasks := tasks_of(config)) is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING
 
 from llmkit.checkpoint.stage import HostMemory, room_for
@@ -67,6 +67,11 @@ class HostCopies:
                     f"a copy of the state takes {show_bytes(self._size)} of host memory a process, and {why}"
                 )
         return self._memory
+
+    def close(self) -> None:
+        """Waits until the memory is taken, if that has begun."""
+        if self._memory is not None:
+            wait([self._outcome])
 
     def _look(self) -> None:
         free = free_memory()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +19,9 @@ from llmkit.loop.rollback import roll_back_if_asked
 
 if TYPE_CHECKING:
     from llmkit.loop.trainer import Trainer
+CLOSE_SECONDS = 5.0
+"""How long the end of a process waits for a save that was given up, because other ranks have gone."""
+
 
 @dataclass
 class _Save:
@@ -128,6 +131,13 @@ class Saves:
         if self._outcome.done() or (isinstance(error, Exception) and not gone):
             with suppress(Exception):
                 self.settle()
+
+    def close(self) -> None:
+        """Waits for the threads, of a save at most CLOSE_SECONDS: a process must not end while one of them is
+        in C++ code, where the interpreter cannot stop it without an abort."""
+        self._copies.close()
+        if self._flight is not None:
+            wait([self._outcome], CLOSE_SECONDS)
 
     def _begin(self, memory: HostMemory | None) -> None:
         """Stages this moment, and writes it: beside training from a copy in `memory`, without it at once."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -75,3 +77,21 @@ def test_memory_that_cannot_be_had_is_no_error(monkeypatch: pytest.MonkeyPatch) 
     t = trainer()
     assert HostCopies(t, 1).memory() is None
     assert "and CUDA error: out of memory" in t.notes[0]
+
+
+def test_the_end_waits_for_memory_that_is_being_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    has(monkeypatch, None)
+    taken = threading.Event()
+
+    def allocate(*arguments: Any) -> None:
+        time.sleep(0.2)
+        taken.set()
+
+    monkeypatch.setattr("llmkit.checkpoint.stage.HostMemory.allocate", allocate)
+    copies = HostCopies(trainer(), 1)
+    copies.close()
+    assert not taken.is_set()
+    copies.prepare_if_expected()
+    copies.prepare_if_expected()
+    copies.close()
+    assert taken.is_set()
