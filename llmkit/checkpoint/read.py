@@ -21,8 +21,7 @@ from llmkit.checkpoint.format_v1 import ManifestV1
 from llmkit.checkpoint.index import Index
 from llmkit.checkpoint.pieces import check_piece
 from llmkit.checkpoint.regions import RegionReader
-from llmkit.errors import UserError
-from llmkit.files import cannot_read
+from llmkit.errors import RunFault, UserError
 from llmkit.parallel.agreement import fail_together, on_rank_zero
 from llmkit.parallel.mesh import Mesh
 from llmkit.parallel.slices import Box, Range, Shape, box_shape, box_size, full_box
@@ -67,8 +66,8 @@ def open(path: Path, report: Callable[[str], None] | None = None) -> Checkpoint:
     """
     try:
         return _open(path, report or _to_stderr)
-    except PermissionError as error:
-        raise cannot_read(Path(error.filename), error) from error
+    except OSError as error:
+        raise unreadable(Path(error.filename or path), error) from error
 
 
 def _open(path: Path, report: Callable[[str], None]) -> Checkpoint:
@@ -131,7 +130,7 @@ def verify(folder: Path, share: int = 0, of: int = 1) -> list[str]:
     """
     try:
         return list(load(folder, OpenFiles()).problems(share, of))
-    except (Damaged, UserError) as error:
+    except (RunFault, UserError) as error:
         return [str(error)]
 
 

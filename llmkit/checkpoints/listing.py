@@ -18,7 +18,7 @@ from llmkit.checkpoints.recorded import Recorded, shown_time
 from llmkit.command_line import to_stderr
 from llmkit.config.memory import show_bytes
 from llmkit.config.mistakes import printable
-from llmkit.errors import UserError
+from llmkit.errors import RunFault, UserError
 from llmkit.monitor.record import at
 from llmkit.monitor.terminal import Painter, size_of, takes_live_view
 from llmkit.watch.table import Column, draw
@@ -120,7 +120,7 @@ def _look(folder: Path, read: bool) -> tuple[Checkpoint | None, str, str]:
         problem = next(checkpoint.problems(sizes_only=not read), "")
     except Damaged as error:
         return None, DAMAGED, str(error)
-    except UserError as error:  # of another version, or not to be read by this user
+    except (RunFault, UserError) as error:  # of another version, or not to be read now or by this user
         return None, "unreadable", str(error)
     return checkpoint, DAMAGED if problem else GOOD if read else UNREAD, problem
 

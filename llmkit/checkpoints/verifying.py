@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 
 from llmkit.checkpoint.files import OpenFiles
-from llmkit.checkpoint.read import Damaged, load
+from llmkit.checkpoint.read import load
 from llmkit.checkpoints.found import find
 from llmkit.config.memory import show_bytes
-from llmkit.errors import UserError
+from llmkit.errors import RunFault, UserError
 from llmkit.parallel.agreement import on_rank_zero
 from llmkit.parallel.mesh import Mesh
 from llmkit.parallel.rank_info import rank_info_from_env
@@ -48,14 +48,14 @@ def _name_if_there(folder: Path) -> str:
 def check(folder: Path, mesh: Mesh, quick: bool) -> tuple[int, list[str]]:
     """The bytes of a checkpoint, and a line for each file or block of it that is damaged. Collective.
 
-    What cannot be read by this user or this version counts as damaged.
+    What cannot be read now, or by this user or this version, counts as damaged.
     """
     size = 0
     try:
         checkpoint = load(folder, OpenFiles())
         size = checkpoint.nbytes
         problems = list(checkpoint.problems(mesh.rank, mesh.world_size, sizes_only=quick))
-    except (Damaged, UserError) as error:
+    except (RunFault, UserError) as error:
         problems = [str(error)]
     found = [json.loads(text) for text in mesh.all_gather_text(json.dumps(problems))]
     return size, list(dict.fromkeys(line for lines in found for line in lines))

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from llmkit.checkpoint import read, writer
+from llmkit.checkpoints.listing import lines_of
 from llmkit.errors import RunFault, UserError
 
 
@@ -129,4 +130,24 @@ def test_a_stale_handle_ends_the_start(
             newest(tmp_path)
             checkpoint.check_sizes()
         assert not isinstance(refused.value, read.Damaged) and "\n" not in str(refused.value)
+        if call in ("open", "preadv"):
+            assert read.verify(newer) == [str(refused.value)]
+            assert [line.state for line in lines_of(tmp_path, quick=False)] == ["good", "unreadable"]
     assert newest(tmp_path) == (2, [])
+
+
+def test_a_path_on_a_disk_that_does_not_answer_is_no_missing_checkpoint(
+    tmp_path: Path, save_step: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_step(1)
+    real = os.stat
+
+    def failing(path: Any, *arguments: Any, **settings: Any) -> Any:
+        if os.fspath(path) == str(tmp_path):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return real(path, *arguments, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", failing)
+        with pytest.raises(RunFault, match=r"cannot be read now \(Stale file handle\)"):
+            read.open(tmp_path)
