@@ -41,6 +41,11 @@ class Options:
             raise UserError(f"--data-position {self.data_position!r}: is keep or new")
         if self.branch is not None and not self.branch:
             raise UserError("--from is empty; name a run or a checkpoint of it, such as runs/demo@1000")
+        if self.branch is not None and "://" in self.branch:
+            raise UserError(
+                f"--from {self.branch}: a branch begins with a folder; fetch the copy first "
+                "(llmkit checkpoint fetch URL FOLDER), and name that"
+            )
         if self.data_position == "new" and self.allow_data_change:
             raise UserError(
                 "--data-position new reads any data from their beginning, so --allow-data-change has nothing "

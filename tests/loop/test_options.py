@@ -15,6 +15,7 @@ from llmkit.loop.options import Options
     [
         ({"data_position": "new"}, "--data-position new goes with --from"),
         ({"branch": ""}, "--from is empty"),
+        ({"branch": "s3://b/runs@5"}, "llmkit checkpoint fetch URL FOLDER"),
         ({"branch": "a", "data_position": "other"}, "--data-position 'other': is keep or new"),
         ({"branch": "a", "data_position": "new", "allow_data_change": True}, "leave one of them out"),
     ],
