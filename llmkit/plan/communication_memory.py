@@ -32,9 +32,12 @@ def deepspeed_buffers(
     if layout.zero_stage == 1 and layout.offload == "none" and precision.keeps_masters:
         return {}  # all gradients lie in one tensor, which is summed where it is
     found = {}
+    trained = sum(each.elements for each in stored if each.trained)
     if layout.zero_stage == 1:  # gradients of all parameters, until the update
-        found["gradients before they are shared"] = summed * sum(e.elements for e in stored if e.trained)
+        found["gradients as they come"] = summed * trained
         weight = summed
+    elif layout.offload == "none":  # those of a rank's share, until the backward pass is over
+        found["gradients as they come"] = weight * trained // layout.data_parallel_size
     found["gradient bucket"] = bucket * weight * (1 + on_gpu)
     if weight < summed:
         found["gradient bucket"] += bucket * summed  # the bucket as it is sent

@@ -24,12 +24,13 @@ def test_stage_1_in_bf16_sums_gradients_where_they_are() -> None:
     assert buffers(1) == {}
     whole = 4 * SMALL.num_parameters
     for case in (buffers(1, precision="fp32"), buffers(1, offload="cpu")):
-        assert case["gradients before they are shared"] == whole and case["gradient bucket"] > 0
+        assert case["gradients as they come"] == whole and case["gradient bucket"] > 0
 
 
 def test_stage_2_has_two_buckets_that_hold_the_largest_parameter_and_one_as_it_is_sent() -> None:
     largest = 28672 * 2 * 8192
     assert buffers(2, LARGE)["gradient bucket"] == largest * (2 * 2 + 4)
+    assert buffers(2, LARGE)["gradients as they come"] == 2 * LARGE.num_parameters // 4
     assert buffers(2, LARGE, precision="fp32")["gradient bucket"] == largest * 2 * 4
     assert buffers(2, LARGE, offload="cpu")["gradient on its way to the host"] == largest * 2
 
