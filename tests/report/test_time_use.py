@@ -26,7 +26,7 @@ def test_of_a_run_that_has_recorded_it(tmp_path: Path):
     assert [(use.name, use.seconds, use.begins, use.share) for use in found] == [
         (TRAINING, 60.0, 0.0, 60.0), ("between starts", 25.0, 60.0, 25.0), ("saving", 15.0, 85.0, 15.0)
     ]  # fmt: skip
-    assert found[2].meaning == "writing checkpoints"
+    assert found[2].meaning.startswith("waiting for checkpoints")
     others = make_run(tmp_path / "other", [row(1, elapsed_seconds=9.0, **{"lost/other": 4.0})])
     assert time_use(others)[1].meaning.startswith("hooks, ")
 
