@@ -13,6 +13,7 @@ from llmkit.config.load import load
 from llmkit.cores import available_cores
 from llmkit.errors import UserError
 from llmkit.estimate.calibration import Calibration, calibration_file, mode_of, this_machine
+from llmkit.estimate.hardware_file import read_hardware
 from llmkit.planner.ground import measured
 from tests.estimate.test_calibration import RATES
 
@@ -55,6 +56,14 @@ def test_a_calibration_of_another_machine_is_refused_by_name(tmp_path, capsys):
 def test_a_gpu_is_not_calibrated(capsys):
     assert main(["plan", DEMO, "--device", "h100", "--calibration", "x.json"]) == 2
     assert "--calibration goes with --device cpu" in capsys.readouterr().err
+
+
+def test_the_file_of_the_documentation_is_read(tmp_path):
+    text = (Path(DEMO).parents[1] / "docs/plan.md").read_text()
+    file = tmp_path / "ours.yaml"
+    file.write_text(text.split("## Devices of your own")[1].split("```yaml\n")[1].split("```")[0])
+    found = read_hardware(file).fleet("h100-600w", nodes=2)
+    assert (found.device.watts, found.between.name, found.between.ports) == (600, "campus", 2)
 
 
 def test_the_mode_is_that_of_the_run():
