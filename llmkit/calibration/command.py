@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from llmkit.calibration.steps import SAMPLES, calibrate_mode, plan_of
 from llmkit.cores import available_cores, keep_freed_memory
 from llmkit.device import device_facts
+from llmkit.errors import UserError
 from llmkit.estimate.calibration import Calibration, CpuRates, calibration_file, mode_of, this_machine
 from llmkit.plan import DeviceFacts
 
@@ -33,6 +35,7 @@ def calibrate_command(
     device, threads = torch.device("cpu"), torch.get_num_threads()
     machine = this_machine(available_cores())
     path = Path(file) if file else calibration_file(machine, threads, environment)
+    _require_writable(path)
     print(f"measuring the CPU of {machine}, {threads} threads; it takes about a minute a mode", flush=True)
     modes, measure, began = {}, calibrate or _calibrate, time.monotonic()
     for precision, compiled in _modes(device_facts(device, compiled=True), full):
@@ -42,6 +45,16 @@ def calibrate_command(
     Calibration(machine, threads, str(torch.__version__), today, modes).write(path)
     print(f"written to {path} ({time.monotonic() - began:.0f} s)")
     return 0
+
+
+def _require_writable(path: Path) -> None:
+    """Raises UserError now, not after minutes, where the file could not be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir() or not os.access(path.parent, os.W_OK):
+            raise UserError(f"doctor: --calibrate cannot write {path}; name a file in a folder of your own")
+    except OSError as error:
+        raise UserError(f"doctor: --calibrate cannot write {path}: {error.strerror}") from error
 
 
 def _modes(facts: DeviceFacts, full: bool) -> list[Mode]:

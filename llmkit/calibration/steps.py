@@ -56,6 +56,10 @@ SAMPLES = (
 """Small calls, large products, long rows: what a step's time is made of differs between them."""
 
 
+STEP_ROUNDS = 15
+"""Whole steps are all that tells of pointwise operations: more rounds, so that each finds a quiet one."""
+
+
 def plan_of(sample: Sample, precision: str, facts: DeviceFacts, compiled: bool) -> Plan:
     """The plan of its training."""
     sections: dict[str, Any] = {
@@ -109,7 +113,7 @@ def calibrate_mode(
     how = How(Operators.of(first.kernels.forms), torch_dtype(first.precision.compute), first.kernels.compiled)
     rates = measured_rates(how)
     works = {name: workload(plan) for name, plan in plans.items()}
-    seconds = seconds_in_turns({name: step_of(plan) for name, plan in plans.items()})
+    seconds = seconds_in_turns({name: step_of(plan) for name, plan in plans.items()}, STEP_ROUNDS)
     return fitted(rates, works, seconds)
 
 

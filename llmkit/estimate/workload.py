@@ -124,6 +124,7 @@ def workload_of(plan: Plan) -> Workload | None:
     """The step of a plan of ours; None for a registered model, of which too little is known."""
     if not isinstance(plan.model, ModelShape):
         return None
+    sequences = plan.config.data.sequences_per_row  # two of a pair, each with attention of its own
     layout, kernels, precision = plan.layout, plan.kernels, plan.precision
     deepspeed = layout.engine == "deepspeed"
     exchange = Exchange(
@@ -134,9 +135,9 @@ def workload_of(plan: Plan) -> Workload | None:
         gathers_late=True,
     )
     return Workload(
-        shape=plan.model, length=plan.config.data.row_length,
-        rows=plan.rows_per_rank * layout.data_parallel_size, world=layout.world_size,
-        micro_batch=plan.micro_batch_size, tensor=layout.tensor_parallel_size,
+        shape=plan.model, length=plan.config.data.sequence_length,
+        rows=plan.rows_per_rank * layout.data_parallel_size * sequences, world=layout.world_size,
+        micro_batch=plan.micro_batch_size * sequences, tensor=layout.tensor_parallel_size,
         sequence_parallel=layout.sequence_parallel, zero=layout.zero_stage, offload=layout.offload == "cpu",
         recompute=layout.activation_checkpointing, recompute_every=layout.activation_checkpointing_every,
         linear=precision.linear, value_bytes=BYTES[precision.compute], fused=kernels.blocks_compiled,

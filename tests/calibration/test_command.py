@@ -10,6 +10,7 @@ import torch
 from llmkit.calibration.command import calibrate_command
 from llmkit.cli import main
 from llmkit.cores import available_cores
+from llmkit.errors import UserError
 from llmkit.estimate.calibration import CpuRates, calibration_file, read_calibration, this_machine
 from tests.estimate.test_calibration import RATES
 
@@ -35,6 +36,16 @@ def test_what_was_measured_is_kept_where_runs_look(
     assert f"the CPU of {machine}" in out
     assert "GFLOP/s" in out
     assert str(tmp_path) in out
+
+
+def test_a_file_that_cannot_be_written_is_named_before_anything_is_measured(tmp_path: Path) -> None:
+    def never(precision: str, compiled: bool) -> CpuRates:
+        raise AssertionError("measured")
+
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path, tmp_path / "file/below/it.json"):
+        with pytest.raises(UserError, match=f"--calibrate cannot write {path}"):
+            calibrate_command(str(path), False, {}, never)
 
 
 def test_the_option_reaches_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

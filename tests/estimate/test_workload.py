@@ -24,6 +24,19 @@ def test_sizes_are_those_of_the_plan() -> None:
     assert (work.update.elements, work.update.moments, work.update.muon) == (LLAMA_8B.num_parameters, 2.0, ())
 
 
+def test_a_pair_is_two_sequences() -> None:
+    source = {"type": "jsonl", "path": "x", "record": "preference"}
+    data = {"sources": [source], "sequence_length": 512, "tokenizer": {"type": "bytes"}}
+    plan = plan_of(
+        LLAMA_8B, {"global_batch_size": 8, "micro_batch_size": 2, "objective": "dpo", "init_from": "weights"},
+        {"world_size": 2}, data=data,
+    )  # fmt: skip
+    work = workload_of(plan)
+    assert work is not None
+    assert (work.length, work.rows, work.micro_batch, work.micro_batches) == (512, 16, 4, 2)
+    assert work.tokens * work.micro_batches * 2 == plan.tokens_per_step
+
+
 def test_what_each_engine_sends() -> None:
     native = [
         workload({"world_size": 8, "engine": "native", "zero_stage": stage}).exchange for stage in (0, 1)
