@@ -67,7 +67,7 @@ def open_subject(load: Load, path: str, overrides: Sequence[str], tokens: float 
     if first.origins["train.max_steps"] == ASSUMED and config.train.max_minutes is None:
         second = load(path, overrides, assumed={**assumed, "train.max_steps": 1})
         assumed |= _length(second, tokens, alone)
-    return Subject(load(path, overrides, assumed=assumed) if assumed else first, assumed)
+    return Subject(load(path, overrides, assumed=assumed), assumed)
 
 
 def _row(model: Any) -> int:

@@ -11,6 +11,7 @@ from llmkit.data.shards.format import token_dtype
 from llmkit.estimate import interruptions
 from llmkit.estimate.communication import HOST_BANDWIDTH
 from llmkit.estimate.expense import Expense, expense
+from llmkit.estimate.hardware import Fleet
 from llmkit.estimate.interruptions import DALY, LLAMA_3, daly_interval, lost_share, seconds_between
 from llmkit.estimate.search import Candidate
 from llmkit.estimate.term import Term
@@ -75,7 +76,7 @@ def outlook(candidate: Candidate, question: Question) -> Outlook:
     alone = steps * step.seconds
     longer = 1.0 / max(1e-9, 1.0 - lost)
     seconds = alone * longer
-    spent = expense(seconds, fleet.size, fleet.device.watts, question.prices)
+    spent = expense(seconds, fleet.size, fleet.device.watts or None, question.prices)
     rate = "given" if question.given_rate else LLAMA_3
     terms = (
         Term(
@@ -87,7 +88,7 @@ def outlook(candidate: Candidate, question: Question) -> Outlook:
         stall,
         Term(
             "between failures", between, "s",
-            f"{question.device_hours:,.0f} device-hours / {fleet.size:,} devices", rate,
+            f"{question.device_hours:,.0f} device-hours / {_devices(fleet)}", rate,
         ),
         Term(
             "between saves", interval, "s",
@@ -143,9 +144,13 @@ def _as_configured(candidate: Candidate, stall: float, between: float) -> Term:
     return Term("lost as configured", lost_share(interval, stall, between), "share", formula)
 
 
+def _devices(fleet: Fleet) -> str:
+    return f"{fleet.size:,} device{'s' * (fleet.size > 1)}"
+
+
 def _expenses(spent: Expense, candidate: Candidate, prices: Prices) -> list[Term]:
-    device, size = candidate.fleet.device, candidate.fleet.size
-    how = f"{size:,} devices x {spent.seconds / 3600:.4g} h"
+    device = candidate.fleet.device
+    how = f"{_devices(candidate.fleet)} x {spent.seconds / 3600:.4g} h"
     terms = [Term("device-hours", spent.device_hours, "h", how)]
     if spent.kwh is not None:
         how = f"{spent.device_hours:.4g} h x {device.watts:g} W, the devices' limit, without their hosts"

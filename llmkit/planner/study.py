@@ -83,15 +83,22 @@ def study(
         if found.nearest is None:
             raise UserError(refusal or found.refused[0])
         raise UserError(remedies(loaded, ground, found))
-    steps = loaded.config.train.max_steps
-    best = found.fitting[0].plan
-    tokens = options.tokens or (steps * best.tokens_per_step if steps else 20.0 * best.num_trained)
+    tokens = options.tokens or _tokens(found.fitting[0])
     prices = Prices.of(loaded.config.monitor)
     if options.price_per_hour is not None:
         prices = replace(prices, per_device_hour=options.price_per_hour)
     question = Question(tokens, prices, options.mtbf or DEVICE_HOURS, options.mtbf is not None)
-    laws = law_rows(best.model, tokens, flops=options.flops, loss=options.loss)
+    laws = law_rows(found.fitting[0].plan.model, tokens, flops=options.flops, loss=options.loss)
     return Study(config, overrides, subject, ground, question, asked, refusal, found, tuple(laws))
+
+
+def _tokens(best: Candidate) -> float:
+    """Of the run: by its steps, or by the time that it has."""
+    train = best.plan.config.train
+    if train.max_steps is not None:
+        return float(train.max_steps * best.plan.tokens_per_step)
+    assert train.max_minutes is not None, "a check asks for one of them"
+    return max(1.0, train.max_minutes * 60.0 * best.time.tokens_per_second)
 
 
 def asked_layout(subject: Subject, ground: Ground) -> Candidate:

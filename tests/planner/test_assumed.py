@@ -44,7 +44,8 @@ def test_only_the_length_may_be_missing(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("data: {sources: [{type: stdlib}]}\n")
     assert list(open_subject(load, str(file), [], None).assumed) == ["train.max_steps"]
-    assert not open_subject(load, str(file), ["train.max_minutes=5"], None).assumed
+    timed = open_subject(load, str(file), ["train.max_minutes=5"], None)
+    assert not timed.assumed and timed.loaded.config.train.max_steps is None
 
 
 def test_mistakes_are_told_as_ever(tmp_path):

@@ -38,6 +38,9 @@ def test_a_calibrated_cpu_is_a_device(tmp_path, monkeypatch, capsys):
     assert found["layouts"][0]["settings"]["parallel.engine"] == "native"
     assert found["layouts"][0]["step"]["seconds"] > 0
     assert found["launch"][0].startswith("llmkit train")
+    tokens = 5 * 60 * found["layouts"][0]["step"]["tokens_per_second"]
+    assert found["run"]["tokens"] == pytest.approx(tokens), "the demo has five minutes"
+    assert found["run"]["expense"]["kwh"] is None, "nothing is known of its power"
 
 
 def test_without_a_calibration_it_says_how_to_get_one(tmp_path, monkeypatch, capsys):
