@@ -26,6 +26,7 @@ import torch
 
 from benchmarks.checkpoint_reads import KINDS, Model, Ranks
 from llmkit.checkpoint import commit, index_file, read, write
+from llmkit.checkpoint.keeping import Keep
 from llmkit.checkpoint.pieces import Piece
 from llmkit.checkpoint.stage import Snapshot
 from llmkit.parallel.mesh import Mesh
@@ -140,7 +141,7 @@ def simulate(count: int, tensors: int, root: Path) -> dict[str, Cost]:
     mesh = Simulated(0, count, gathered=tuple(encoded))
     found = {
         "rank 0 commits, deletes the last one": cost(
-            partial(commit.commit, first, snapshots[0], 1, mesh, print)
+            partial(commit.commit, first, snapshots[0], Keep(1), mesh, print)
         )
     }
     assert [path.name for path in root.iterdir()] == ["step-00000002"]
