@@ -252,8 +252,8 @@ def train_on_a_rank(folder: str, stalls: bool) -> int:
     made, released = BlockMaker.blocks, threading.Event()
     stop_code = Trainer.stop_code
 
-    def stalling(self: BlockMaker, position: int) -> Iterator[RowsOfBlock]:
-        yield from itertools.islice(made(self, position), 3)
+    def stalling(self: BlockMaker) -> Iterator[RowsOfBlock]:
+        yield from itertools.islice(made(self), 3)
         released.wait(HANG)
 
     def signalled(trainer: Trainer) -> int:

@@ -28,7 +28,6 @@ ELSEWHERE = {
     "data/building/assemble.py": "data/building/test_build_source.py",
     "data/building/given.py": "data/test_prepared.py",
     "data/building/progress.py": "data/building/test_build_source.py",
-    "data/live/worker.py": "data/live/test_serve.py",
     "data/located.py": "test_evaluation_data.py",
     "data/micro_batches.py": "data/test_loader.py",
     "data/mixing.py": "data/test_order.py",

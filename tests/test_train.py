@@ -245,8 +245,8 @@ def test_a_signal_while_a_batch_is_awaited_saves_what_was_trained(project, block
     made, done = BlockMaker.blocks, 2**blocks - 1  # blocks of 1, 2 and 4 steps
     stop_code = Trainer.stop_code
 
-    def stalling(self, position):
-        yield from itertools.islice(made(self, position), blocks)
+    def stalling(self):
+        yield from itertools.islice(made(self), blocks)
         assert released.wait(HANG)
 
     def signalled(trainer):

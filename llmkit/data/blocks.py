@@ -12,10 +12,10 @@ from torch import Tensor
 from xxhash import xxh64_intdigest
 
 from llmkit.config import schema
-from llmkit.data.live.dealing import served_lanes
-from llmkit.data.live.demand import Cursors, demands
-from llmkit.data.live.serve import LaneServer
+from llmkit.data.live.lanes import Cursors
+from llmkit.data.live.schedule import LaneSchedule
 from llmkit.data.live.source import LiveSource
+from llmkit.data.live.workers import LiveRows
 from llmkit.data.omitted import Omitted
 from llmkit.data.order import Order
 from llmkit.data.prepared import Prepared, TrainSource
@@ -73,29 +73,30 @@ class RowsOfBlock:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What some steps of this rank are made of. numbers, positions, sources, epochs, rows: (steps, rows).
+    """What some steps of this rank are made of. positions, sources, epochs, rows: (steps, rows).
 
-    numbers: of the rows without those that are left out (`llmkit.data.omitted`), the first of them `start`.
-    live: for each live source, its rows in these steps that may be taken from a lane that this rank meets,
-    whichever rank they belong to, ascending: their numbers, the lane of each, and whether it is left out;
-    such a row has the number of the one before it.
+    begins: (steps + 1,), the position at which each step begins, and the next one behind them.
     """
 
-    start: int
-    numbers: np.ndarray
+    begins: np.ndarray
     positions: np.ndarray
     sources: np.ndarray
     epochs: np.ndarray
     rows: np.ndarray
-    live: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+    def part(self, steps: slice) -> _Plan:
+        """Some of the steps."""
+        begins = self.begins[steps.start : steps.stop + 1]
+        every = self.positions, self.sources, self.epochs, self.rows
+        return _Plan(begins, *(each[steps] for each in every))
 
 
 class BlockMaker:
     """Gathers the rows of one rank, some steps at a time.
 
-    omitted: the positions that are left out. cursors: where the lanes of each live source stand; None for
-    other sources. The rest as in
-    `llmkit.data.loader.TrainLoader`. rows_made: grows as long as rows come.
+    position: where the first step begins. omitted: the positions that are left out. cursors: of the lanes of
+    each live source; None for other sources. The rest as in `llmkit.data.loader.TrainLoader`. rows_made:
+    grows as long as rows come.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class BlockMaker:
         prepared: Prepared,
         config: schema.Data,
         order: Order,
+        position: int,
         omitted: Omitted,
         cursors: Sequence[Cursors | None],
         *,
@@ -113,10 +115,10 @@ class BlockMaker:
         hash_rows: bool,
         workers: int,
     ) -> None:
-        self._reading: str | None = "the order of the rows"  # None = whatever the server of lanes does
+        self._reading: str | None = "the order of the rows"  # None = whatever the live rows are
         self._sources, self._length = prepared.train, config.row_length
         self._end_of_text = prepared.tokenizer.end_of_text_id
-        self._order, self._omitted = order, omitted
+        self._order, self._position, self._omitted = order, position, omitted
         self._batch_rows, self._rank, self._world = batch_rows, rank, world_size
         self._rows = round_up(round_up(batch_rows, world_size) // world_size, micro_batch_size)
         self._hash_rows, self._workers, self._pin = hash_rows, workers, torch.cuda.is_available()
@@ -127,84 +129,63 @@ class BlockMaker:
         self._has_masks = any(source.rows.has_targets for source in prepared.train)
         self._has_pairs = prepared.has_pairs
         self._has_reference = any(source.reference is not None for source in prepared.train)
-        live = [(place, each.rows) for place, each in enumerate(prepared.train)]
-        self._tables = {place: rows.lane_table for place, rows in live if isinstance(rows, LiveSource)}
-        self._served = {place: served_lanes(table, rank, world_size) for place, table in self._tables.items()}
-        self._server = self._serve(config, cursors) if self._tables else None
         self.rows_made = 0
-
-    def _serve(self, config: schema.Data, cursors: Sequence[Cursors | None]) -> LaneServer:
-        served = {}
-        for place, lanes in self._served.items():
-            known = cursors[place] or {}
-            for lane in lanes:
-                served[place, lane] = known.get(str(lane))
-        sources = {
-            place: source.rows.numbered(self._order.numbers[place], self._order.seed)
-            for place, source in enumerate(self._sources)
+        live = {
+            index: source.rows.numbered(order.numbers[index], order.seed)
+            for index, source in enumerate(prepared.train)
             if isinstance(source.rows, LiveSource)
         }
-        return LaneServer(sources, served, self._workers, config.stall_seconds)
+        tables = {index: source.lane_table for index, source in live.items()}
+        self._schedule = LaneSchedule(order, tables, rank, world_size, position)
+        self._live_position = position  # the live rows before it were taken
+        self._live: LiveRows | None = None
+        if live:
+            served = {
+                (index, lane): (cursors[index] or {}).get(str(lane))
+                for index, lanes in self._schedule.served.items()
+                for lane in lanes
+            }
+            self._live = LiveRows(live, served, self._schedule, workers, config.stall_seconds)
 
     @property
     def activity(self) -> str:
         """What is being read."""
-        return self._reading or (self._server.activity if self._server is not None else "the data")
+        return self._reading or (self._live.activity if self._live is not None else "the data")
 
     def close(self) -> None:
         """End the processes that tokenize, if there are any."""
-        if self._server is not None:
-            self._server.close()
+        if self._live is not None:
+            self._live.close()
 
-    def blocks(self, position: int) -> Iterator[RowsOfBlock]:
-        """Blocks of steps from `position` on; the first ones are small, so that training starts at once."""
-        tokens = LIVE_BLOCK_TOKENS if self._tables else BLOCK_TOKENS
+    def blocks(self) -> Iterator[RowsOfBlock]:
+        """Blocks of steps; the first ones are small, so that training starts at once. To be called once."""
+        tokens = BLOCK_TOKENS if self._live is None else LIVE_BLOCK_TOKENS
         most = max(1, tokens // (self._rows * self._length))
         if self._may_run_dry:  # which must not be noticed before the step it concerns
             most = 1
-        steps = 1
+        steps, number = 1, self._omitted.number(self._position)
+        located = max(round_up(ORDER_ROWS, self._rows) // self._rows, 1)
         while True:
-            located = max(round_up(ORDER_ROWS, self._rows) // self._rows, 1)
-            starts = self._omitted.number(position) + self._batch_rows * np.arange(located)
-            plan = self._locate(starts, position)
+            starts = number + self._batch_rows * np.arange(located + 1)
+            plan = self._locate(starts)
             done = 0
             while done < located:
-                part = slice(done, done + steps)
-                yield self._gather(_part_of(plan, part, starts, self._batch_rows))
+                yield self._gather(plan.part(slice(done, min(done + steps, located))))
                 done += steps
                 steps = min(2 * steps, most)
-            position = self._omitted.after(position, self._batch_rows * located)
+            number = int(starts[-1])
 
-    def _locate(self, starts: np.ndarray, position: int) -> _Plan:
-        """The rows of this rank in steps that follow each other; starts: the numbers of their first rows.
-
-        position: where the first step begins; rows that are left out may come first.
-        """
-        first = starts + (self._rank - starts) % self._world
+    def _locate(self, starts: np.ndarray) -> _Plan:
+        """The rows of this rank in steps that follow each other; starts: as `_Plan.begins`, but numbers of
+        rows, without those that are left out."""
+        first = starts[:-1] + (self._rank - starts[:-1]) % self._world
         numbers = first[:, None] + self._world * np.arange(self._rows)
-        real = numbers < starts[:, None] + self._batch_rows
+        real = numbers < starts[1:, None]
         positions = self._omitted.positions(numbers)
         sources = np.full(numbers.shape, -1, dtype=np.int64)
         epochs, rows = np.zeros_like(sources), np.zeros_like(sources)
         sources[real], epochs[real], rows[real] = self._order.at(positions[real])
-        live: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
-        for place, table in self._tables.items():  # what other ranks take from a lane moves it, too
-            met = np.arange(position, self._omitted.position(int(starts[-1]) + self._batch_rows))
-            rounds, columns = table.shape
-            is_met = np.asarray(np.isin(table, self._served[place]).any(axis=0))
-            met = met[is_met[met % columns]]
-            met = met[self._order.sources(met) == place]
-            turn = self._order.in_column(place, met) % rounds
-            lanes, is_omitted = table[turn, met % columns], self._omitted.contains(met)
-            live[place] = self._numbers(met, is_omitted, int(starts[0])), lanes, is_omitted
-        return _Plan(int(starts[0]), numbers, positions, sources, epochs, rows, live)
-
-    def _numbers(self, positions: np.ndarray, is_omitted: np.ndarray, least: int) -> np.ndarray:
-        """See `_Plan.live`; least: the smallest."""
-        found = positions.copy()
-        for start, stop in self._omitted.windows:
-            found -= np.clip(positions - start, 0, stop - start)
-        return np.maximum(found - is_omitted, least)
+        return _Plan(self._omitted.positions(starts), positions, sources, epochs, rows)
 
     def _gather(self, plan: _Plan) -> RowsOfBlock:
         steps, rows = plan.sources.shape
@@ -226,11 +207,11 @@ class BlockMaker:
         left_out: list[list[tuple[int, Counter[str]]]] = [[] for _ in range(steps)]
         self._notes: list[str] = []
         for place in np.flatnonzero(np.bincount(flat[~filling])).tolist():
-            if place not in self._tables:
+            if place not in self._schedule.served:
                 self._read(place, flat == place, plan, text, is_target)
                 self._read_reference(place, flat == place, plan, reference)
-        for place in self._tables:
-            self._take(place, plan, text, is_target, cursors, left_out)
+        if self._live is not None:
+            self._take(self._live, plan, text, is_target, cursors, left_out)
         if self._has_pairs:
             targets = np.count_nonzero(plan.sources >= 0, axis=1)
         elif self._has_masks and is_target is not None:
@@ -279,49 +260,34 @@ class BlockMaker:
 
     def _take(
         self,
-        place: int,
+        live: LiveRows,
         plan: _Plan,
         text: np.ndarray,
         is_target: np.ndarray | None,
         cursors: list[list[tuple[int, int, list[int]]]],
         left_out: list[list[tuple[int, Counter[str]]]],
     ) -> None:
-        """Rows of a live source, into their places; where its lanes stand after each step."""
-        assert self._server is not None
+        """Rows of live sources, into their slots; the cursors of their lanes after each step."""
         self._reading = None
-        slots = np.flatnonzero(plan.sources.ravel() == place)
-        slot_of = dict(zip(plan.numbers.ravel()[slots].tolist(), slots.tolist(), strict=True))
-        for demand in demands(*plan.live[place], self._served[place], self._rank, self._world):
-            last: dict[int, list[int]] = {}
-            for number, wanted in zip(demand.numbers.tolist(), demand.wanted.tolist(), strict=True):
-                (row,) = self._server.take(place, demand.lane, [wanted])
-                self.rows_made += 1
-                step = (number - plan.start) // self._batch_rows
-                last[step] = row.cursor
-                self._notes += row.notes
-                if row.left_out:
-                    left_out[step].append((place, Counter(row.left_out)))
-                if wanted:
-                    slot = slot_of[number]
-                    text[slot] = row.tokens
-                    if is_target is not None and row.targets is not None:
-                        is_target[slot] = row.targets
-            for step, cursor in last.items():
-                cursors[step].append((place, demand.lane, cursor))
-
-
-def _part_of(plan: _Plan, part: slice, starts: np.ndarray, batch_rows: int) -> _Plan:
-    """Some of the steps of a plan."""
-    begins = starts[part]
-    low, high = int(begins[0]), int(begins[-1]) + batch_rows
-    live = {}
-    for place, (numbers, lanes, is_omitted) in plan.live.items():
-        here = slice(*np.searchsorted(numbers, [low, high]))
-        live[place] = numbers[here], lanes[here], is_omitted[here]
-    return _Plan(
-        low, plan.numbers[part], plan.positions[part], plan.sources[part], plan.epochs[part],
-        plan.rows[part], live,
-    )  # fmt: skip
+        begin, self._live_position = self._live_position, int(plan.begins[-1])
+        due = self._schedule.between(begin, self._live_position)
+        steps = np.searchsorted(plan.begins[1:-1], due.positions, side="right")
+        flat = plan.sources.ravel()
+        slot_of = {int(plan.positions.ravel()[slot]): slot for slot in np.flatnonzero(flat >= 0)}
+        last: list[dict[tuple[int, int], list[int]]] = [{} for _ in cursors]
+        for position, source, lane, step in zip(*(each.tolist() for each in (*due, steps)), strict=True):
+            row = live.take(source, lane)
+            self.rows_made += 1
+            last[step][source, lane] = row.cursor
+            self._notes += row.notes
+            if row.left_out:
+                left_out[step].append((source, Counter(row.left_out)))
+            if (slot := slot_of.get(position)) is not None:
+                text[slot] = row.tokens
+                if is_target is not None and row.targets is not None:
+                    is_target[slot] = row.targets
+        for step, known in enumerate(last):
+            cursors[step] += [(source, lane, cursor) for (source, lane), cursor in known.items()]
 
 
 def _hashes(text: np.ndarray, is_target: np.ndarray | None, sources: np.ndarray) -> np.ndarray:

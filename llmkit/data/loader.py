@@ -17,7 +17,7 @@ from pydantic import JsonValue
 from llmkit.config import schema
 from llmkit.data.blocks import BlockMaker, RowsOfBlock, round_up, run_dry
 from llmkit.data.curriculum import Curriculum, Shortage, check_supply, shortages, supplies
-from llmkit.data.live.demand import Cursors, merge_cursors
+from llmkit.data.live.lanes import Cursors, merge_cursors
 from llmkit.data.live.source import LiveSource
 from llmkit.data.micro_batches import Step, micro_batches_of
 from llmkit.data.omitted import Omitted, Window
@@ -181,12 +181,12 @@ class TrainLoader:
         if self._ahead is not None:
             return self._ahead
         maker = self._maker = BlockMaker(
-            self._prepared, self._config, self._order, self._omitted, self._cursors,
+            self._prepared, self._config, self._order, self.position, self._omitted, self._cursors,
             batch_rows=self._batch_rows, micro_batch_size=self._micro,
             rank=self._rank, world_size=self._world, hash_rows=self._hash_rows, workers=self._workers,
         )  # fmt: skip
         self._ahead = Prefetch(
-            maker.blocks(self.position),
+            maker.blocks(),
             BLOCKS_AHEAD,
             stall_seconds=self._config.stall_seconds,
             activity=lambda: maker.activity,

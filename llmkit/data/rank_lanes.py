@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from llmkit.data.live.dealing import served_lanes
-from llmkit.data.live.demand import Cursors
+from llmkit.data.live.lanes import Cursors, served_lanes
 from llmkit.data.live.source import LiveSource
 from llmkit.data.live.stream import Cursor
 from llmkit.data.prepared import TrainSource

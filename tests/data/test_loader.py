@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from llmkit.batch import IGNORE
 from llmkit.config import schema
 from llmkit.data import blocks as module
-from llmkit.data.live.serve import LaneServer
 from llmkit.data.live.stream import Row
+from llmkit.data.live.workers import LiveRows
 from llmkit.data.loader import TrainLoader
 from llmkit.data.micro_batches import Step
 from llmkit.data.order import Order
@@ -615,12 +615,12 @@ def test_close_ends_the_processes_that_tokenize() -> None:
 
 
 def test_notes_of_live_sources_reach_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    take = LaneServer.take
+    take_row = LiveRows.take
 
-    def noted(self: LaneServer, place: int, lane: int, wanted: list[bool]) -> list[Row]:
-        return [row._replace(notes=(f"of lane {lane}",)) for row in take(self, place, lane, wanted)]
+    def noted(self: LiveRows, source: int, lane: int) -> Row:
+        return take_row(self, source, lane)._replace(notes=(f"of lane {lane}",))
 
-    monkeypatch.setattr(LaneServer, "take", noted)
+    monkeypatch.setattr(LiveRows, "take", noted)
     with TrainLoader(*toy({"web": live([["abcdefgh"] * 5] * 2)}), SEED, 2, 1) as loader:
         next(loader)
         assert sorted(loader.notes) == ["of lane 0", "of lane 1"]

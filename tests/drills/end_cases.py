@@ -59,8 +59,8 @@ def blocks_that_end(patch: Patch, count: int, last: Callable[[], None]) -> None:
     """After `count` blocks of data (of 1, 2, 4, ... steps) comes `last`."""
     made = BlockMaker.blocks
 
-    def ending(self: BlockMaker, position: int) -> Iterator[Any]:
-        yield from itertools.islice(made(self, position), count)
+    def ending(self: BlockMaker) -> Iterator[Any]:
+        yield from itertools.islice(made(self), count)
         last()
 
     patch.setattr(BlockMaker, "blocks", ending)

@@ -117,9 +117,9 @@ def end_of_data(monkeypatch, steps: int, error: Exception) -> None:
     """After so many steps (1, 3, 7, ...) the data raise `error`."""
     made = BlockMaker.blocks
 
-    def ending(self, position):
+    def ending(self):
         yield from itertools.islice(
-            made(self, position), (steps + 1).bit_length() - 1
+            made(self), (steps + 1).bit_length() - 1
         )  # of 1, 2, 4, ... steps
         raise error
 

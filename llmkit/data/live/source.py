@@ -16,8 +16,8 @@ from pydantic import JsonValue
 from xxhash import xxh64_hexdigest
 
 from llmkit.config import schema
-from llmkit.data.live.dealing import deal, lane_table, largest_share, loads_of
 from llmkit.data.live.heldout import heldout_candidates, heldout_units
+from llmkit.data.live.lanes import deal, lane_table, largest_share, loads_of
 from llmkit.data.shuffle import Word, key
 from llmkit.data.sources.formats import format_of
 from llmkit.data.sources.listing import File
@@ -120,7 +120,7 @@ class LiveSource:
 
     @cached_property
     def lane_table(self) -> np.ndarray:
-        """Which lane gives each row: see `llmkit.data.live.dealing.lane_table`."""
+        """Which lane gives each row: see `llmkit.data.live.lanes.lane_table`."""
         return lane_table(self.lane_loads, self.columns)
 
     def largest_share(self, ranks: int) -> float:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from llmkit.config import schema
-from llmkit.data.live.serve import LaneServer
 from llmkit.data.live.source import LiveSource, open_reader
 from llmkit.data.live.stream import Lane
+from llmkit.data.live.workers import LiveRows
 from llmkit.data.sources.listing import list_files
 from llmkit.data.tokens.encode import RecordEncoder
 from llmkit.data.tokens.make_tokenizer import make_tokenizer
@@ -91,10 +91,11 @@ def test_processes_make_the_same_rows_of_real_sources(tmp_path: Path) -> None:
     pairs = write(tmp_path / "pairs.jsonl", [{"prompt": "p" * i, "completion": "c" * i} for i in range(30)])
     sources = {0: open_live(texts, 0), 1: open_live(pairs, 1, record="prompt_completion")}
     lanes = [(place, lane) for place, source in sources.items() for lane in range(source.lanes)]
-    with closing(LaneServer(sources, dict.fromkeys(lanes), 1, 100.0)) as server:
+    schedule = [key for key in lanes for _ in range(30)]
+    with closing(LiveRows(sources, dict.fromkeys(lanes), schedule, 1, 100.0)) as rows:
         for place, lane in lanes:
             expected = Lane(sources[place], lane)
-            taken = server.take(place, lane, [True] * 30)
+            taken = [rows.take(place, lane) for _ in range(30)]
             assert [plain(row) for row in taken] == [plain(next(expected)) for _ in range(30)]
             assert any(row.left_out for row in taken)
 

@@ -10,11 +10,17 @@ A column belongs to one lane, or passes from lane to lane with each row that it 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from math import gcd
 
 import numpy as np
+from pydantic import JsonValue
 
+from llmkit.errors import DisagreementError
+
+Cursors = dict[str, JsonValue]
+"""Of the lanes of a source, by number of the lane as text."""
 SLOTS, LEAST_ROUNDS = 1024, 16
 """Slots, and slots of each column, at least, of a table of unequal lanes."""
 LEAST_SLOTS = 8
@@ -99,3 +105,24 @@ def largest_share(table: np.ndarray, loads: Sequence[int], ranks: int) -> float:
     common = gcd(table.shape[1], ranks)
     served = (served_lanes(table, rank, ranks) for rank in range(common))
     return max(sum(loads[lane] for lane in lanes) for lanes in served) / max(sum(loads), 1)
+
+
+def merge_cursors(
+    cursors: Sequence[Cursors | None], names: Sequence[str], gather: Callable[[str], list[str]]
+) -> list[Cursors | None]:
+    """The cursors of all lanes of each source, from those that each rank knows; all ranks must call it.
+
+    Raises DisagreementError on all of them if two ranks that read the same lane disagree.
+    """
+    merged: list[Cursors | None] = [None if each is None else {} for each in cursors]
+    for text in gather(json.dumps(list(cursors))):
+        for index, known in enumerate(json.loads(text)):
+            whole = merged[index]
+            for lane, cursor in (known or {}).items():
+                assert whole is not None, index
+                if whole.setdefault(lane, cursor) != cursor:
+                    raise DisagreementError(
+                        f"source {names[index]}: processes that read the same files disagree about lane "
+                        f"{lane} ({whole[lane]} and {cursor}); do all of them see the same files?"
+                    )
+    return merged

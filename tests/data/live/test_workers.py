@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import select
 import subprocess
 import sys
@@ -11,11 +12,10 @@ from typing import Any
 
 import pytest
 
-from llmkit.data.live import serve
-from llmkit.data.live.serve import LaneServer
+from llmkit.data.live import workers as workers_module
 from llmkit.data.live.source import LiveSource
-from llmkit.data.live.stream import Lane, Row
-from llmkit.data.live.worker import Worker
+from llmkit.data.live.stream import Lane
+from llmkit.data.live.workers import LiveRows, Worker, _fill, make_rows
 from llmkit.data.sources.records import LeftOut, Pair
 from llmkit.errors import RunFault, UserError
 from tests.data.live.fakes import BROKEN, BUG, KILL, REFUSE, STALL, live, plain
@@ -36,48 +36,70 @@ def lanes_of(sources: dict[int, LiveSource]) -> dict[tuple[int, int], Any]:
     return {(place, lane): None for place, source in sources.items() for lane in range(source.lanes)}
 
 
-def serving(sources: dict[int, LiveSource], workers: int, stall_seconds: float = HANG) -> Any:
-    return closing(LaneServer(sources, lanes_of(sources), workers, stall_seconds))
+def all_rows(sources: dict[int, LiveSource], count: int) -> list[tuple[int, int]]:
+    """A schedule of so many rows of each lane, in turns of different length."""
+    keys = [key for turn in range(count) for key in lanes_of(sources) for _ in range(1 + turn % 2)]
+    return keys[: count * len(lanes_of(sources))]
 
 
-def next_row(lane: Lane, wanted: bool) -> Row:
-    row = next(lane)
-    return row if wanted else row._replace(tokens=row.tokens[:0], targets=None)
+def serving(
+    sources: dict[int, LiveSource], schedule: list[Any], workers: int, stall_seconds: float = HANG
+) -> Any:
+    return closing(LiveRows(sources, lanes_of(sources), schedule, workers, stall_seconds))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_rows_are_the_same_for_any_number_of_workers(workers: int) -> None:
     sources = two_sources()
-    with serving(sources, workers) as server:
-        lanes = {key: Lane(sources[key[0]], key[1]) for key in lanes_of(sources)}
-        for turn in range(12):
-            for (place, lane), expected in lanes.items():
-                wanted = [turn % 3 != 1] * (1 + turn % 2)
-                taken = server.take(place, lane, wanted)
-                assert [plain(row) for row in taken] == [plain(next_row(expected, each)) for each in wanted]
-        cursors = {key: next(lane).cursor for key, lane in lanes.items()}
-        for place, lane in lanes:
-            assert [row.tokens.size for row in server.take(place, lane, [False])] == [0]
-    with closing(LaneServer(sources, cursors, 2 - workers, HANG)) as server:  # others go on
-        for (place, lane), expected in lanes.items():
-            assert plain(server.take(place, lane, [True])[0]) == plain(next(expected))
+    schedule = all_rows(sources, 20)
+    lanes = {key: Lane(sources[key[0]], key[1]) for key in lanes_of(sources)}
+    cursors: dict[tuple[int, int], Any] = dict.fromkeys(lanes)
+    with serving(sources, schedule, workers) as rows:
+        for key in schedule[:60]:
+            row = rows.take(*key)
+            assert plain(row) == plain(next(lanes[key]))
+            cursors[key] = row.cursor
+    with closing(LiveRows(sources, cursors, schedule[60:], 2 - workers, HANG)) as rows:  # others go on
+        for key in schedule[60:]:
+            assert plain(rows.take(*key)) == plain(next(lanes[key]))
+
+
+def test_a_process_makes_the_rows_of_its_own_lanes_while_there_is_room() -> None:
+    made: queue.Queue[Any] = queue.Queue(3)
+    source, lanes = live([["abcdefg"] * 50], lane_limit=1, window=1), dict[Any, Lane]()
+    rows = make_rows({0: source}, {(0, 0): None}, [(0, 0), (1, 0), (0, 1)] * 20, lanes)
+    thread = threading.Thread(target=_fill, args=(made, rows), daemon=True)
+    thread.start()
+    thread.join(0.2)
+    assert len(source.reader.read_numbers) <= 6  # type: ignore[attr-defined]
+    found = [made.get() for _ in range(21)]
+    thread.join(HANG)
+    assert [key for key, _ in found[:20]] == [(0, 0)] * 20 and found[20] is None
+    assert list(lanes) == [(0, 0)]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_errors_come_in_the_place_of_the_row_and_stay(workers: int) -> None:
+@pytest.mark.parametrize(
+    ("failing", "kind", "message"),
+    [
+        ((0, 1), RunFault, r"^source toy: /files/1\.jsonl:1: cannot be read$"),
+        ((2, 0), UserError, r"^source toy: /files/0\.jsonl:1: token id 0"),
+    ],
+)
+def test_an_error_comes_in_the_place_of_the_row_and_stays(
+    workers: int, failing: tuple[int, int], kind: type[Exception], message: str
+) -> None:
     sources = {
         0: live([["a" * 8], [BROKEN]], lane_limit=2),
         1: live([["abc", LeftOut("x", "y")]], max_epochs=1),
         2: live([["abc\x00"]], errors="raise"),
     }
-    with serving(sources, workers) as server:
-        assert sum(row.tokens.size for row in server.take(0, 0, [True] * 5)) == 45
-        for _ in range(2):
-            with pytest.raises(RunFault, match=r"^source toy: /files/1\.jsonl:1: cannot be read$"):
-                server.take(0, 1, [True])
-            with pytest.raises(UserError, match=r"^source toy: /files/0\.jsonl:1: token id 0"):
-                server.take(2, 0, [True])
-        assert server.take(0, 0, [True])[0].tokens.size == 9
+    schedule = [(0, 0)] * 5 + [failing, (0, 0)]
+    with serving(sources, schedule, workers) as rows:
+        assert sum(rows.take(0, 0).tokens.size for _ in range(5)) == 45
+        for key in (failing, failing, (0, 0)):
+            with pytest.raises(kind, match=message):
+                rows.take(*key)
 
 
 def test_a_process_that_dies_stalls_or_has_a_bug_ends_the_run() -> None:
@@ -88,30 +110,31 @@ def test_a_process_that_dies_stalls_or_has_a_bug_ends_the_run() -> None:
     ]
     with ExitStack() as stack:
         servers = [
-            stack.enter_context(serving({4: live([["abc" * 9, text]], window=1)}, 1, stall_seconds))
-            for text, stall_seconds, _, _ in cases
+            stack.enter_context(serving({4: live([["abc" * 9, text]], window=1)}, [(4, 0)] * 9, 1, stall))
+            for text, stall, _, _ in cases
         ]
-        for server, (_, _, kind, message) in zip(servers, cases, strict=True):
+        for rows, (_, _, kind, message) in zip(servers, cases, strict=True):
             with pytest.raises(kind, match=message):
-                server.take(4, 0, [True] * 9)
+                for _ in range(9):
+                    rows.take(4, 0)
 
 
 def test_closing_ends_a_take_that_waits() -> None:
-    server = LaneServer({0: live([[STALL]])}, {(0, 0): None}, 1, 1000.0)
+    rows = LiveRows({0: live([[STALL]])}, {(0, 0): None}, [(0, 0)], 1, 1000.0)
     errors: list[str] = []
 
     def take() -> None:
         try:
-            server.take(0, 0, [True])
+            rows.take(0, 0)
         except RunFault as error:
             errors.append(str(error))
 
     thread = threading.Thread(target=take)
     thread.start()
-    server.close()
+    rows.close()
     thread.join(HANG)
     assert errors == ["the data is closed"]
-    server.close()
+    rows.close()
 
 
 @pytest.mark.parametrize("when", ["start", "begin"])
@@ -121,8 +144,8 @@ def test_an_interrupt_while_processes_start_ends_those_that_run(
     calls: list[Worker] = []
     call = getattr(Worker, when)
 
-    def interrupted(worker: Worker) -> None:
-        call(worker)
+    def interrupted(worker: Worker, *given: Any) -> None:
+        call(worker, *given)
         calls.append(worker)
         if len(calls) == 2:
             raise KeyboardInterrupt
@@ -130,20 +153,20 @@ def test_an_interrupt_while_processes_start_ends_those_that_run(
     monkeypatch.setattr(Worker, when, interrupted)
     sources = {0: live([["abc"]] * 3, lane_limit=3)}
     with pytest.raises(KeyboardInterrupt):
-        LaneServer(sources, lanes_of(sources), 3, HANG)
+        LiveRows(sources, lanes_of(sources), [], 3, HANG)
     assert len(calls) == 2
     assert all(worker.exit_code(0.0) is not None for worker in calls)
 
 
 def test_a_cursor_that_is_none_is_refused_at_once() -> None:
     with pytest.raises(UserError, match=r"source toy, lane 0: .*not usable"):
-        LaneServer({0: live([["abc"]])}, {(0, 0): [1, 2]}, 1, 10.0)
+        LiveRows({0: live([["abc"]])}, {(0, 0): [1, 2]}, [], 1, 10.0)
 
 
-def test_a_server_tells_what_it_reads_and_can_be_closed_while_that_hangs(
+def test_rows_name_what_is_read_and_can_be_closed_while_that_hangs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(serve, "CLOSE_SECONDS", 0.1)
+    monkeypatch.setattr(workers_module, "CLOSE_SECONDS", 0.1)
     hanging = threading.Event()
     source = live([["abcdefg"]])
     read = source.reader.read
@@ -153,29 +176,29 @@ def test_a_server_tells_what_it_reads_and_can_be_closed_while_that_hangs(
         return read(*where)
 
     source.reader.read = hang  # type: ignore[method-assign]
-    server = LaneServer({0: source}, {(0, 0): None}, 0, HANG)
-    thread = threading.Thread(target=server.take, args=(0, 0, [True]), daemon=True)
+    rows = LiveRows({0: source}, {(0, 0): None}, [(0, 0)], 0, HANG)
+    thread = threading.Thread(target=rows.take, args=(0, 0), daemon=True)
     thread.start()
-    server.close()
-    assert server.activity == "source toy: lane 0 of 1, which reads /files/0.jsonl"
+    rows.close()
+    assert rows.activity == "source toy: lane 0 of 1, which reads /files/0.jsonl"
     hanging.set()
     thread.join(HANG)
     with pytest.raises(RunFault, match="the data is closed"):
-        server.take(0, 0, [True])
+        rows.take(0, 0)
 
 
 SCRIPT = """
 import os, signal, sys
-from llmkit.data.live.serve import LaneServer
+from llmkit.data.live.workers import LiveRows
 from tests.data.live.fakes import TELL_TORCH, live
 
-server = LaneServer({0: live([[TELL_TORCH]])}, {(0, 0): None}, 1, 600.0)
-row, = server.take(0, 0, [True])
-worker = server._workers[0].pid
+rows = LiveRows({0: live([[TELL_TORCH]])}, {(0, 0): None}, [(0, 0)] * 99, 1, 600.0)
+row = rows.take(0, 0)
+worker = rows._workers[0].pid
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
     os.kill(worker, number)
-rows = server.take(0, 0, [True] * 20)
-print(worker, int(row.tokens[1]), len(rows), flush=True)
+taken = [rows.take(0, 0) for _ in range(20)]
+print(worker, int(row.tokens[1]), len(taken), flush=True)
 sys.stdin.readline()
 """
 """Without a guard: were it run once more in its worker, that would start another one."""

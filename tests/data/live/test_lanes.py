@@ -1,20 +1,24 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmkit.data.live import dealing
-from llmkit.data.live.dealing import (
+from llmkit.data.live import lanes as lanes_module
+from llmkit.data.live.lanes import (
     EVEN,
     deal,
     lane_table,
     largest_share,
     loads_of,
+    merge_cursors,
     rounds_of,
     served_lanes,
 )
+from llmkit.errors import RunFault
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=40), st.integers(1, 10))
@@ -104,7 +108,20 @@ def test_lanes_that_would_have_next_to_nothing_are_fewer_and_divide_the_columns(
 
 def test_forty_thousand_units_are_dealt_in_a_few_tries(monkeypatch: pytest.MonkeyPatch) -> None:
     tries = []
-    real = dealing._deal
-    monkeypatch.setattr(dealing, "_deal", lambda *a: tries.append(a[2]) or real(*a))
+    real = lanes_module._deal
+    monkeypatch.setattr(lanes_module, "_deal", lambda *a: tries.append(a[2]) or real(*a))
     deal([1000] * 39_999 + [10**9], 512, 512)
     assert len(tries) <= 10
+
+
+def test_what_ranks_know_of_lanes_is_put_together() -> None:
+    known = [json.dumps([None, {"0": [1], "2": [3]}]), json.dumps([None, {"1": [2], "2": [3]}])]
+    assert merge_cursors([None, {"0": [1]}], ["a", "b"], lambda text: known) == [
+        None, {"0": [1], "2": [3], "1": [2]},
+    ]  # fmt: skip
+
+
+def test_ranks_that_disagree_about_a_lane_are_a_fault() -> None:
+    known = [json.dumps([{"0": [1]}]), json.dumps([{"0": [2]}])]
+    with pytest.raises(RunFault, match=r"source web: processes .* disagree about lane 0"):
+        merge_cursors([{}], ["web"], lambda text: known)
