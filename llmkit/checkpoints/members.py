@@ -116,7 +116,7 @@ def _of_no_weight(name: str) -> bool:
     """Whether trained weights mean the same whatever this setting of the model was."""
     rule = RESUME_POLICIES.get(f"model.{name}")
     initial = name.endswith("initializer_range") or name == "residual_init"
-    return initial or name.endswith("_dropout") or (rule is not None and rule.kind == "free")
+    return initial or (rule is not None and rule.kind == "free")
 
 
 def _at(path: Path, choice: Choice, opened: OpenFiles) -> list[Member]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import llmkit
 from llmkit.checkpoint.keeping import Best, write_best
 from llmkit.checkpoint.read import open as open_checkpoint
 from tests.limits import HANG
@@ -96,6 +97,13 @@ def test_the_newest_and_the_best(project: Path, name: str, step: int) -> None:
     assert recorded("start", NEW)[0]["step"] == step
     changes = {each["setting"]: (each["old"], each["new"]) for each in recorded("start", NEW)[0]["changes"]}
     assert changes["train.max_steps"] == ("12", "13")
+
+
+def test_from_python(project: Path) -> None:
+    loaded = llmkit.load("tiny.yaml", ["run.name=new", "train.max_steps=6", "schedule.steps=12"])
+    run = llmkit.train(loaded, branch_from=Path("runs/tiny@5"), data_position="new", quiet=True)
+    assert run.done and [row["step"] for row in run.metrics if "loss" in row] == [6]
+    assert run.events[0]["branched_from"]["data_position"] == "new"
 
 
 def test_the_data_anew(project: Path, capsys: Any) -> None:
