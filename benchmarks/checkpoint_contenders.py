@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from llmkit.checkpoint import read
+from llmkit.checkpoint.keeping import Keep
 from llmkit.checkpoint.pieces import Piece
 from llmkit.checkpoint.stage import HostMemory, Snapshot, room_for, stage
 from llmkit.checkpoint.write import write_and_commit
@@ -86,7 +87,7 @@ class Llmkit:
         snapshot = stage(Snapshot(1, self.pieces(), {}, {}, {}, {}), self.memory)
 
         def work() -> None:
-            write_and_commit(folder, snapshot, keep_last=1, mesh=read.ALONE, note=print, claim=None)
+            write_and_commit(folder, snapshot, keep=Keep(1), mesh=read.ALONE, note=print, claim=None)
 
         if self.memory is None:
             work()
