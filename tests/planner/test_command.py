@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from llmkit.cli import main
+from llmkit.estimate.devices import Hardware
 from tests.program import environment
 
 ROOT = Path(__file__).parents[2]
@@ -149,3 +150,19 @@ def test_numbers_and_units_of_options(capsys):
     with pytest.raises(SystemExit):
         main(["plan", SMALL])
     assert "--device" in capsys.readouterr().err
+
+
+CASES = [(SMALL, device) for device in Hardware().devices]
+CASES += [(str(path), "h100") for path in sorted((ROOT / "configs/models").iterdir())]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("config", "device"), CASES)
+def test_every_device_and_every_model_has_a_plan(config, device, capsys):
+    found = json.loads(plan(capsys, config, "--device", device, "--nodes", "16", "--json", "--best", "20"))
+    for layout in found["layouts"]:
+        step, memory = layout["step"], layout["memory"]
+        assert 0.01 < step["mfu"] <= step["hfu"] < 0.75
+        assert memory["device_bytes"] <= memory["available"]
+    fastest = min(layout["step"]["seconds"] for layout in found["layouts"])
+    assert found["layouts"][0]["step"]["seconds"] <= 1.01 * fastest
