@@ -44,18 +44,28 @@ def newest(
     for name in reversed(json.loads(listing)):
         if below is not None and name >= fmt.folder_name(below):
             continue
-        problem = ""
-        with fail_together(mesh):
-            try:
-                checkpoint = load(root / name)
-                problem = next(checkpoint.problems(mesh.rank, mesh.world_size), "")
-            except Damaged as error:
-                problem = str(error)
-        problems = [found for found in mesh.all_gather_text(problem) if found]
-        if not problems:
-            return checkpoint
-        report(f"checkpoint {name} is not usable: {problems[0]}")
+        try:
+            return load_verified(root / name, mesh)
+        except Damaged as error:
+            report(f"checkpoint {name} is not usable: {error}")
     return None
+
+
+def load_verified(folder: Path, mesh: Mesh = ALONE) -> Checkpoint:
+    """The checkpoint in exactly this folder, of whose bytes each rank verifies a share. Collective.
+
+    Raises Damaged on all ranks where one finds damage, UserError or RunFault where one cannot read it.
+    """
+    problem = ""
+    with fail_together(mesh):
+        try:
+            checkpoint = load(folder)
+            problem = next(checkpoint.problems(mesh.rank, mesh.world_size), "")
+        except Damaged as error:
+            problem = str(error)
+    if problems := [found for found in mesh.all_gather_text(problem) if found]:
+        raise Damaged(problems[0])
+    return checkpoint
 
 
 def open(path: Path, report: Callable[[str], None] | None = None) -> Checkpoint:

@@ -14,14 +14,14 @@ from typing import Any
 
 from llmkit.checkpoint import format as fmt
 from llmkit.checkpoint.named import named, split_name
-from llmkit.checkpoint.read import Checkpoint, Damaged, load, newest
+from llmkit.checkpoint.read import Checkpoint, Damaged, load_verified, newest
 from llmkit.checkpoints.found import run_of
 from llmkit.config.load import Loaded
 from llmkit.config.mistakes import printable
 from llmkit.errors import UserError
 from llmkit.loop.options import Options
 from llmkit.loop.state import TrainState
-from llmkit.parallel.agreement import fail_together, on_rank_zero
+from llmkit.parallel.agreement import on_rank_zero
 from llmkit.parallel.mesh import Mesh
 from llmkit.run_folder import RunFolder
 from llmkit.weights import CheckpointWeights
@@ -59,16 +59,10 @@ def open_origin(options: Options, folder: RunFolder, mesh: Mesh, note: Callable[
 
 
 def _verified(place: Path, mesh: Mesh) -> Checkpoint:
-    problem = ""
-    with fail_together(mesh):
-        try:
-            checkpoint = load(place)
-            problem = next(checkpoint.problems(mesh.rank, mesh.world_size), "")
-        except Damaged as error:
-            problem = str(error)
-    if problems := [found for found in mesh.all_gather_text(problem) if found]:
-        raise UserError(f"--from: the checkpoint is damaged: {problems[0]}; name another one of that run")
-    return checkpoint
+    try:
+        return load_verified(place, mesh)
+    except Damaged as error:
+        raise UserError(f"--from: the checkpoint is damaged: {error}; name another one") from error
 
 
 def _require_other_run(name: str, folder: RunFolder) -> None:
