@@ -23,6 +23,10 @@ MANIFEST = "manifest.json"
 """Of a checkpoint: written after its other files, here as there."""
 
 
+_PLACE = r"^(checkpoints/step-\d{8}|record/\d{6})(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){1,2}$"
+"""Of a file in the store."""
+
+
 class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -62,13 +66,16 @@ class Record(_Entry):
 
 
 class Catalogue(_Entry):
-    """All of it. run: a random name of the run, by which another one under the same URL is known."""
+    """All of it. run: a random name of the run, by which another one under the same URL is known. gone: files
+    that are deleted, or are to be.
+    """
 
     format: Literal["llmkit-copies"] = "llmkit-copies"
     version: Literal[1] = 1
     run: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
     copies: list[Copy] = []
     record: Record | None = None
+    gone: list[Annotated[str, Field(pattern=_PLACE)]] = []
 
     @property
     def complete(self) -> list[Copy]:

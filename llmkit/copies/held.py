@@ -16,10 +16,11 @@ PREFIX = ".copying-"
 def held(folder: Path, names: list[str]) -> Iterator[Path]:
     """The folder to read a checkpoint from: hard links to its files, or where there can be none itself.
 
-    names: of its files. Raises FileNotFoundError where the checkpoint is not there any more.
+    Removes what a copy has left that was killed. names: of its files. Raises FileNotFoundError where the
+    checkpoint is not there any more.
     """
     links = folder.with_name(PREFIX + folder.name)
-    shutil.rmtree(links, ignore_errors=True)
+    forget(folder.parent)
     source = links
     try:
         try:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from llmkit.copies import catalogue, owner
 from llmkit.copies.catalogue import MANIFEST, Catalogue, Copy, Record
@@ -35,6 +37,7 @@ class Sender:
     def __init__(self, store: Store, folder: Path, known: Known, command: str) -> None:
         self.store, self._folder, self._known, self._command = store, folder, known, command
         self.mine: CopyOwner | None = None
+        self._beating, self._ended = threading.Lock(), False
         self.not_deleted = ""
         """Why the store has not deleted what was to be deleted, the last time."""
         self._catalogue = Catalogue(run=known.run)
@@ -67,62 +70,63 @@ class Sender:
             return 0
         before, sent = self._of(name), self._journal.bytes_sent
         others = [copy for copy in self._catalogue.copies if copy.name != name]
-        self._publish(replace_copies(self._catalogue, [*others, new]))
+        self._delete(self._catalogue.gone)  # which a start before has not come to
+        self._publish(copies=[*others, new], gone=[])
         with held(self._folder / "checkpoints" / name, [file.name for file in files]) as folder:
-            self._send_all(
-                [(new.path(file), file, folder / file.name) for file in files if file.name != MANIFEST]
-            )
-            self._send_all(
-                [(new.path(file), file, folder / file.name) for file in files if file.name == MANIFEST]
-            )
+            for last in (False, True):  # the manifest comes last, here as there
+                now = [file for file in files if (file.name == MANIFEST) is last]
+                self._send_all([(new.path(file), file, folder / file.name) for file in now])
         done = new.model_copy(update={"complete": True})
         steps = [copy.step for copy in [*others, done] if copy.complete and copy.step <= done.step]
         kept = keeps(sorted(steps)) | {done.step}
         # Copies of later steps are of a run that has gone back since; incomplete ones were given up.
         staying = [copy for copy in others if copy.complete and copy.step in kept and copy.step <= done.step]
-        gone = [copy for copy in others if copy not in staying]
-        self.keep_record(replace_copies(self._catalogue, [*staying, done]))
-        for copy in gone:
-            self._delete(
-                copy.path(file) for file in sorted(copy.files, key=lambda each: each.name != MANIFEST)
-            )
-        now_there = {file.name for file in files}
-        self._delete(old.path(file) for old in before for file in old.files if file.name not in now_there)
+        going = [copy for copy in others if copy not in staying]
+        gone = {copy.path(file) for copy in [*going, *before] for file in copy.files}
+        gone -= {done.path(file) for file in files}
+        self.keep_record([*staying, done], sorted(gone))
         self._journal.tidy()
         return self._journal.bytes_sent - sent
 
-    def keep_record(self, changed: Catalogue | None = None) -> None:
+    def keep_record(self, copies: Sequence[Copy] | None = None, gone: Sequence[str] = ()) -> None:
         """Copies the record of the run as it is now, and publishes the catalogue with it.
 
-        changed: the catalogue that is published. What was there before is deleted afterwards.
+        copies: those that there are now; by default those of before. gone: files that are deleted then,
+        beside the record of before.
         """
-        changed, before = changed or self._catalogue, self._catalogue.record
-        contents = snapshot(self._folder)
-        files = [file for file, _ in contents]
-        if before is not None and before.files == files:
-            if changed is not self._catalogue:
-                self._publish(changed)
-            return
-        record = Record(number=0 if before is None else before.number + 1, files=files)
-        for file, content in contents:
-            self.store.put(record.path(file), Outgoing(file, content))
-        self._publish(changed.model_copy(update={"record": record}))
-        if before is not None:
-            self._delete(before.path(file) for file in before.files)
+        found, before = snapshot(self._folder), self._catalogue.record
+        record = Record(number=0 if before is None else before.number + 1, files=[file for file, _ in found])
+        if before is not None and before.files == record.files:
+            if copies is None:
+                return
+            record = before
+        else:
+            for file, content in found:
+                self.store.put(record.path(file), Outgoing(file, content))
+            gone = [*gone, *([] if before is None else map(before.path, before.files))]
+        copies = self._catalogue.copies if copies is None else copies
+        self._publish(copies=list(copies), record=record, gone=list(gone))
+        self._delete(gone)
 
     def beat(self, count: int, ended: bool = False) -> None:
-        """Says that this start lives, or has ended in order."""
-        if self.mine is not None:
-            owner.require_mine(self.store, self.mine)
-            said = replace(self.mine, beat=count, ended=ended)
-            owner.write(self.store, said)
+        """Says that this start lives, or has ended in order; after that it says nothing more.
+
+        May be called by several threads.
+        """
+        with self._beating:
+            if self.mine is not None and not self._ended:
+                owner.require_mine(self.store, self.mine)
+                owner.write(self.store, replace(self.mine, beat=count, ended=ended))
+                self._ended = ended
 
     def _of(self, name: str) -> list[Copy]:
         return [copy for copy in self._catalogue.copies if copy.name == name]
 
-    def _publish(self, changed: Catalogue) -> None:
+    def _publish(self, **changes: Any) -> None:
+        """Puts a changed catalogue in the place of the one before."""
         assert self.mine is not None, "nothing is copied before it is claimed"
         owner.require_mine(self.store, self.mine)
+        changed = self._catalogue.model_copy(update=changes)
         catalogue.write(self.store, changed)
         self._catalogue = changed
 
@@ -156,11 +160,6 @@ class Sender:
                 self._journal.forget(name)
         except FailedError as error:
             self.not_deleted = str(error)
-
-
-def replace_copies(old: Catalogue, copies: list[Copy]) -> Catalogue:
-    """A catalogue with other copies in it."""
-    return old.model_copy(update={"copies": copies})
 
 
 def known_of(folder: Path, run: str) -> Known:

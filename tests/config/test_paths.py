@@ -100,3 +100,25 @@ def test_arguments_are_utf_8_in_every_locale(write: Write) -> None:
     done = subprocess.run([*command, "run.dir=caf\u00e9"], env=plain, capture_output=True, text=True)
     assert done.returncode == 2
     assert "whose locale is ascii" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("/mnt/copies", "must be a URL without ? and #"),
+        ("copies", "must be a URL without ? and #"),
+        ("''", "must be a URL without ? and #"),
+        ("https://host/runs?x=1", "must be a URL without ? and #"),
+        ("s3:/bucket/runs", "looks like a URL with one / missing: s3://"),
+        ("https://user:pass-of-tests@host/runs", "has a URL in it with"),
+        ("https://host/runs?X-Amz-Signature=pass-of-tests", "has a URL in it with"),
+    ],
+)
+def test_copies_go_to_a_url_that_gives_no_access(base: str, refused: Refused, value: str, says: str) -> None:
+    message = refused(base, f"checkpoint.copy_to={value}")
+    assert says in message and "checkpoint.copy_to" in message and "pass-of-tests" not in message
+
+
+def test_urls_for_copies(base: str, write: Write) -> None:
+    for url in ("s3://bucket/runs", "gs://bucket/runs", "https://host/runs/", "file:///mnt/runs"):
+        assert load(write(base), [f"checkpoint.copy_to={url}"]).config.checkpoint.copy_to == url

@@ -46,7 +46,8 @@ def test_every_changed_bit_is_found() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"version": 2}, {"run": "../x"}, {"more": 1}, {"format": "x"},
+        {"gone": ["checkpoints/step-00000001/../../x"]}, {"gone": ["owner.json"]}, {"version": 2},
+        {"run": "../x"}, {"more": 1}, {"format": "x"},
         {"copies": [{"name": "../../x", "complete": True, "files": []}]},
         {"record": {"number": 0, "files": [{"name": "../x", "size": 1, "xxh64": []}]}},
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -197,3 +198,42 @@ def test_offers_are_read_back(run: Path) -> None:
     assert Rule(keep_last=2).kept([1, 5, 7]) == {5, 7}
     assert Rule(keep_last=1, keep_every=5, best=6).kept([4, 5, 6, 10, 12]) == {5, 6, 10, 12}
     assert Rule(keep_last=1, best=3).kept([4]) == {4}
+
+
+@pytest.mark.exhaustive
+def test_what_is_called_complete_is_after_any_kill(
+    run: Path, copier_of: Copies, web: PutServer, traffic: Traffic
+) -> None:
+    """Fifty kills, of copies that would else take half a second; then everything is as it should be."""
+    draw, store, seen = random.Random(0), Store(web.url, traffic), set[int]()
+
+    def slowly(method: str, number: int, path: str) -> None:
+        time.sleep(0.01)
+
+    web.write_trouble = slowly
+    for kill in range(1, 51):
+        copies = copier_of(web.url)
+        begun = len(web.writes)
+        copies.offer(offer_of(run, kill))
+        end, after = time.monotonic() + HANG, draw.randrange(40)
+        while len(web.writes) < begun + after and time.monotonic() < end:
+            if any(message.get("event") == "copied" for message in copies.messages(wait=0.005)):
+                break
+        assert copies._process is not None
+        copies._process.kill()
+        copies._process.wait()
+        found = catalogue.read(store)
+        for copy in found.complete if found is not None else []:
+            seen.add(copy.step)
+            for file in copy.files:
+                assert sum(map(len, store.blocks(copy.path(file), file))) == file.size
+    assert len(seen) > 5
+    web.write_trouble = lambda method, number, path: None
+    last = copier_of(web.url)
+    last.offer(offer_of(run, 51))
+    assert last.finish(lambda message: None, lambda: True)
+    found = catalogue.read(store)
+    assert found is not None and found.complete[-1].step == 51
+    files = {f"/{copy.path(file)}" for copy in found.copies for file in copy.files}
+    assert {path for path in web.files if path.startswith("/checkpoints")} == files
+    assert not [path for path in (run / "checkpoints").iterdir() if path.name.startswith(".")]

@@ -46,3 +46,6 @@ def test_what_a_killed_copy_has_left_is_removed(tmp_path: Path) -> None:
     forget(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
     forget(tmp_path / "none")
+    write_files(tmp_path / ".copying-step-00000001", {"a": b"abc"})
+    with held(tmp_path / "step-00000002", ["a"]) as source:
+        assert {path.name for path in tmp_path.iterdir()} == {"step-00000002", source.name}

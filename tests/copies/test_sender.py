@@ -156,6 +156,7 @@ def test_another_start_gets_the_copies_and_this_one_stops(
     with pytest.raises(LostError):
         first.beat(1)
     second.beat(1, ended=True)
+    second.beat(2)  # of a thread that was late
     found = owner.read(any_store)
     assert found is not None and (found.start, found.beat, found.ended) == (2, 1, True)
     other = tmp_path / "other"

@@ -12,7 +12,7 @@ from llmkit.copies import catalogue, copier
 from llmkit.copies.listing import files_of
 from llmkit.copies.outgoing import check
 from llmkit.copies.store import Store
-from tests.copies.stores import PutServer
+from tests.copies.stores import PutServer, S3Store
 from tests.limits import HANG
 from tests.program import train
 
@@ -85,3 +85,25 @@ def test_without_copies_what_a_killed_copy_left_goes(copying_project: Path) -> N
     left.mkdir(parents=True)
     assert train() == 0
     assert not left.exists() and not Path("runs/tiny/copies").exists()
+
+
+def test_keys_of_a_bucket_come_from_the_environment_and_stay_there(
+    copying_project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server, secret = S3Store(), "canary-of-the-tests-4711"
+    server.buckets["bucket"] = {}
+    for name, value in {
+        "AWS_ENDPOINT_URL": server.url, "AWS_ACCESS_KEY_ID": f"id-{secret}",
+        "AWS_SECRET_ACCESS_KEY": secret, "AWS_SESSION_TOKEN": f"token-{secret}",
+        "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    server.write_trouble = lambda method, number, path: 503 if number == 3 else None
+    assert train("checkpoint.copy_to=s3://bucket/runs") == 0
+    server.close()
+    kept = server.buckets["bucket"]
+    assert "runs/tiny/checkpoints/step-00000012/manifest.json" in kept
+    output = capsys.readouterr()
+    texts = [path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()]
+    for text in [*texts, *kept.values(), (output.out + output.err).encode()]:
+        assert secret.encode() not in text
