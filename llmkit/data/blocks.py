@@ -131,7 +131,7 @@ class BlockMaker:
         self._has_reference = any(source.reference is not None for source in prepared.train)
         self.rows_made = 0
         live = {
-            index: source.rows.numbered(order.numbers[index], order.seed)
+            index: source.rows.keyed(order.numbers[index], order.seed)
             for index, source in enumerate(prepared.train)
             if isinstance(source.rows, LiveSource)
         }

@@ -18,7 +18,7 @@ from llmkit.data.building.opened import OpenedSource
 from llmkit.data.building.parts import Group, PartMaker, group_units, part_bytes_of
 from llmkit.data.building.pool import make_parts
 from llmkit.data.building.progress import Progress
-from llmkit.data.live.heldout import heldout_candidates, heldout_units
+from llmkit.data.live.heldout import heldout_records
 from llmkit.data.prepared import BUILD_VERSION, SourceRecord, shown_size
 from llmkit.data.shards.format import stored_dtype, token_dtype
 from llmkit.data.sources.reader import SourceReader
@@ -143,8 +143,7 @@ class Builder:
         )  # fmt: skip
         written = Written()
         group = Group(reader, self._encoder, written.left_out, threads=False)
-        held = heldout_candidates(self._config.heldout_every)
-        for unit in heldout_units(len(reader.units), self._config.heldout_every):
+        for unit, held in heldout_records(len(reader.units), self._config.heldout_every).items():
             for candidate in reader.read(unit):
                 if candidate.number in held:
                     group.add(candidate, unit, heldout=True)

@@ -13,7 +13,7 @@ from llmkit.config import schema
 from llmkit.data.building.cache import Report, content_key, make_once, opening_cache
 from llmkit.data.building.opened import OpenedSource
 from llmkit.data.building.parts import group_units, part_bytes_of, training_records
-from llmkit.data.live.heldout import heldout_candidates, heldout_units
+from llmkit.data.live.heldout import heldout_records
 from llmkit.data.sources.reader import SourceReader
 from llmkit.data.sources.records import LeftOut, Record
 from llmkit.data.tokens.encode import text_of
@@ -124,8 +124,7 @@ def _places(config: schema.Data, source: OpenedSource) -> list[Iterator[Record]]
 
 def _live_records(reader: SourceReader, unit: int, heldout_every: int) -> Iterator[Record]:
     """The training records of a unit of a live source."""
-    has_heldout = unit in heldout_units(len(reader.units), heldout_every)
-    held = heldout_candidates(heldout_every) if has_heldout else range(0)
+    held = heldout_records(len(reader.units), heldout_every).get(unit, range(0))
     for candidate in reader.read(unit):
         if not isinstance(candidate.record, LeftOut) and candidate.number not in held:
             yield candidate.record

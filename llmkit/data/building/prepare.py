@@ -135,4 +135,4 @@ def _place(
         return Place(source.name, source.spec, built)
     live = LiveSource.of(source.live, config, encoder)
     folder = builder.build_heldout(source, source.live) if config.heldout_every else None
-    return Place(source.name, source.spec, folder, live.numbered(source.number, seed))
+    return Place(source.name, source.spec, folder, live.keyed(source.number, seed))

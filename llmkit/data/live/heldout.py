@@ -1,26 +1,21 @@
 """Which documents of a live source are held out for evaluation.
 
-Nobody knows how many documents such a source has before it was read, so a fixed few near the beginning of
-some units are chosen, by number alone: training passes over exactly these.
+How many documents such a source has is not known before it was read, so a fixed few near the beginning of
+some splits are chosen, by index alone: training passes over exactly these.
 """
 
 from __future__ import annotations
 
-UNITS = 16
-"""Units, at most, that give held-out documents; they are evenly spread over the source."""
+SPLITS = 16
+"""Splits, at most, that give held-out documents; they are evenly spread over the source."""
 DOCUMENTS = 16
-"""Held-out candidates, at most, of such a unit."""
+"""Held-out records, at most, of such a split."""
 
 
-def heldout_units(units: int, every: int) -> list[int]:
-    """Numbers of the units, of so many, that hold candidates to hold out; none where `every` is 0."""
-    chosen = min(UNITS, units) if every else 0
-    return [k * units // chosen for k in range(chosen)]
+def heldout_records(splits: int, every: int) -> dict[int, range]:
+    """Indices of held-out records by split, of so many: every `every`-th from its beginning; none for 0.
 
-
-def heldout_candidates(every: int) -> range:
-    """Numbers of the held-out candidates in each of `heldout_units`: every `every`-th, from its beginning.
-
-    A unit may have fewer candidates than that.
+    A split may have fewer records than that. Of 2 splits every 20th: {0: 19, 39, ... 319; 1: the same}.
     """
-    return range(every - 1, DOCUMENTS * every, every) if every else range(0)
+    chosen = min(SPLITS, splits) if every else 0
+    return {k * splits // chosen: range(every - 1, DOCUMENTS * every, every) for k in range(chosen)}

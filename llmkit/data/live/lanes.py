@@ -1,10 +1,13 @@
-"""How a live source is shared out: its units to lanes, and the rows that it gives to these lanes.
+"""How a live source is divided: its splits among lanes, and the rows of the run among these lanes.
 
 Every lane is read from its beginning again when it is at its end. If lanes with less text gave as many rows
 as others, the model would see their text more often.
 
 The positions of the run's order lie in `data.stream_shards` columns: position g is in column g % columns.
-A column belongs to one lane, or passes from lane to lane with each row that it takes of the source.
+A column belongs to one lane, or passes from lane to lane with each row that it takes of the source:
+
+    splits of 4, 2, 1, 1 MB, 3 lanes, 4 columns    lanes: [split 0], [split 1], [splits 2, 3]
+    lane_table    columns 0 and 2 always lane 0, column 1 always lane 1, column 3 always lane 2
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from pydantic import JsonValue
 from llmkit.errors import DisagreementError
 
 Cursors = dict[str, JsonValue]
-"""Of the lanes of a source, by number of the lane as text."""
+"""Cursors of the lanes of a source, by lane as text."""
 SLOTS, LEAST_ROUNDS = 1024, 16
 """Slots, and slots of each column, at least, of a table of unequal lanes."""
 LEAST_SLOTS = 8
@@ -34,57 +37,56 @@ def rounds_of(columns: int) -> int:
     return max(-(-SLOTS // columns), LEAST_ROUNDS)
 
 
-def deal(sizes: Sequence[int], most: int, columns: int) -> list[list[int]]:
-    """Numbers of the units of each lane, ascending; largest first to the lane that has least so far.
+def assign_splits(sizes: Sequence[int], most: int, columns: int) -> list[list[int]]:
+    """Indices of the splits of each lane, ascending; largest first to the lane that has least so far.
 
-    sizes: of the units. most: lanes, at most; where one of them would have next to nothing, the next smaller
+    sizes: of the splits. most: lanes, at most; where one of them would have next to nothing, the next smaller
     divisor of `columns` is taken.
     """
-    order = sorted(range(len(sizes)), key=lambda number: (-sizes[number], number))
+    order = sorted(range(len(sizes)), key=lambda split: (-sizes[split], split))
     most = max(1, min(most, sum(size > 0 for size in sizes)))
     slots = rounds_of(columns) * columns
     for count in (most, *(n for n in range(most - 1, 1, -1) if columns % n == 0)):
-        dealt = _deal(sizes, order, count)
-        if min(loads_of(dealt, sizes)) * slots >= LEAST_SLOTS * sum(sizes):
-            return dealt
+        lanes = _assign(sizes, order, count)
+        if min(lane_sizes(lanes, sizes)) * slots >= LEAST_SLOTS * sum(sizes):
+            return lanes
     return [sorted(order)]
 
 
-def _deal(sizes: Sequence[int], order: Sequence[int], lanes: int) -> list[list[int]]:
-    loads = [(0, lane) for lane in range(lanes)]
-    dealt: list[list[int]] = [[] for _ in loads]
-    for number in order:
-        load, lane = heapq.heappop(loads)
-        dealt[lane].append(number)
-        heapq.heappush(loads, (load + sizes[number], lane))
-    return [sorted(numbers) for numbers in dealt]
+def _assign(sizes: Sequence[int], order: Sequence[int], count: int) -> list[list[int]]:
+    smallest = [(0, lane) for lane in range(count)]
+    lanes: list[list[int]] = [[] for _ in smallest]
+    for split in order:
+        size, lane = heapq.heappop(smallest)
+        lanes[lane].append(split)
+        heapq.heappush(smallest, (size + sizes[split], lane))
+    return [sorted(splits) for splits in lanes]
 
 
-def loads_of(dealt: Sequence[Sequence[int]], sizes: Sequence[int]) -> list[int]:
-    """The size of each lane."""
-    return [sum(sizes[number] for number in numbers) for numbers in dealt]
+def lane_sizes(lanes: Sequence[Sequence[int]], sizes: Sequence[int]) -> list[int]:
+    """The size of each lane, whose splits have these sizes."""
+    return [sum(sizes[split] for split in splits) for splits in lanes]
 
 
-def lane_table(loads: Sequence[int], columns: int) -> np.ndarray:
+def lane_table(sizes: Sequence[int], columns: int) -> np.ndarray:
     """The lane of each row that a column takes: `table[k % rounds, column]` for its k-th one; int64.
 
-    loads: size of each lane. Shape (1, columns) where each column belongs to one lane. Processes whose number
+    sizes: of each lane. Shape (1, columns) where each column belongs to one lane. Processes whose number
     divides the columns meet few lanes in common, so that few are tokenized twice.
     """
-    lanes = np.arange(len(loads))
-    if max(loads) <= EVEN * min(loads) and columns % len(loads) == 0:
-        return np.arange(columns)[None] % len(loads)
+    if max(sizes) <= EVEN * min(sizes) and columns % len(sizes) == 0:
+        return np.arange(columns)[None] % len(sizes)
     rounds = rounds_of(columns)
     # All slots in a line, a stretch for each lane; a column is a stretch of that line, too.
-    ends = np.round(np.cumsum(loads) / sum(loads) * rounds * columns).astype(np.int64)
-    line = np.repeat(lanes, np.diff(ends, prepend=0))
+    ends = np.round(np.cumsum(sizes) / sum(sizes) * rounds * columns).astype(np.int64)
+    line = np.repeat(np.arange(len(sizes)), np.diff(ends, prepend=0))
     table = np.empty((rounds, columns), dtype=np.int64)
     # Columns of one process lie side by side on it, for 2, 4, 8 and 16 processes.
     side_by_side = sorted(
         range(columns), key=lambda column: (column % 2, column % 4, column % 8, column % 16)
     )
-    for place, column in enumerate(side_by_side):
-        table[:, column] = _spread(line[place * rounds : (place + 1) * rounds])
+    for k, column in enumerate(side_by_side):
+        table[:, column] = _spread(line[k * rounds : (k + 1) * rounds])
     return table
 
 
@@ -100,11 +102,11 @@ def served_lanes(table: np.ndarray, rank: int, ranks: int) -> list[int]:
     return np.unique(table[:, rank % common :: common]).tolist()
 
 
-def largest_share(table: np.ndarray, loads: Sequence[int], ranks: int) -> float:
+def largest_share(table: np.ndarray, sizes: Sequence[int], ranks: int) -> float:
     """Share of the source that the busiest rank tokenizes."""
     common = gcd(table.shape[1], ranks)
     served = (served_lanes(table, rank, ranks) for rank in range(common))
-    return max(sum(loads[lane] for lane in lanes) for lanes in served) / max(sum(loads), 1)
+    return max(sum(sizes[lane] for lane in lanes) for lanes in served) / max(sum(sizes), 1)
 
 
 def merge_cursors(

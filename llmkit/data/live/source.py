@@ -16,8 +16,8 @@ from pydantic import JsonValue
 from xxhash import xxh64_hexdigest
 
 from llmkit.config import schema
-from llmkit.data.live.heldout import heldout_candidates, heldout_units
-from llmkit.data.live.lanes import deal, lane_table, largest_share, loads_of
+from llmkit.data.live.heldout import heldout_records
+from llmkit.data.live.lanes import assign_splits, lane_sizes, lane_table, largest_share
 from llmkit.data.shuffle import Word, key
 from llmkit.data.sources.formats import format_of
 from llmkit.data.sources.listing import File
@@ -28,28 +28,28 @@ from llmkit.data.tokens.encode import RecordEncoder
 
 VERSION = 2
 """Changes with anything that makes the same files give other rows."""
-UNITS_PER_LANE = 4
-"""Units, about, that a lane has at least where the files are large enough: they are read in random order."""
-UNIT_BYTES = (256 << 10, 64 << 20)
-"""Bounds of a unit's size: what is opened on the way to a row, and what is read in file order."""
-UNIT_STREAM, WINDOW_STREAM, WHOLE = 21, 22, 1
-"""Words that keep these keys apart from each other and from those of the rows' order and of building."""
+SPLITS_PER_LANE = 4
+"""Splits, about, that a lane has at least where the files are large enough: they are read in random order."""
+SPLIT_BYTES = (256 << 10, 64 << 20)
+"""Bounds of a split's size: what is opened on the way to a row, and what is read in file order."""
+SPLIT_STREAM, WINDOW_STREAM, WHOLE = 21, 22, 1
+"""Stream ids mixed into the keys, so that the random streams are independent."""
 
 
 def open_reader(
     spec: schema.Source,
     name: str,
-    place: str,
+    setting: str,
     config: schema.Data,
     files: Sequence[File],
-    units: Sequence[Unit] | None = None,
+    splits: Sequence[Unit] | None = None,
 ) -> SourceReader:
-    """Reads a live source, whose files are cut here if `units` are not known; place: key of its settings."""
-    if units is None:
-        low, high = UNIT_BYTES
-        wanted = -(-sum(file.size for file in files) // (UNITS_PER_LANE * config.stream_shards))
-        units = cut_into_units(spec, files, min(max(wanted, low), high), place)
-    return SourceReader(spec, name, place, config.errors, files, units)
+    """Reads a live source, whose files are split here unless `splits` are given; setting: its dotted key."""
+    if splits is None:
+        low, high = SPLIT_BYTES
+        wanted = -(-sum(file.size for file in files) // (SPLITS_PER_LANE * config.stream_shards))
+        splits = cut_into_units(spec, files, min(max(wanted, low), high), setting)
+    return SourceReader(spec, name, setting, config.errors, files, splits)
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class LiveSource:
     """All that a process needs to make any row of the source; picklable.
 
     reader: of the files. encoder: records to tokens. sequence_length: inputs a row. lane_limit: lanes, at
-    most. window: candidates that are shuffled among each other. heldout_every: of the settings. number:
-    stands for the source in keys. seed: of the run. columns: of the run's order (`llmkit.data.mixing`).
+    most. columns: of the run's order (`llmkit.data.mixing`). window: records that are shuffled among each
+    other. heldout_every: of the settings. stream_id: stands for the source in keys. seed: of the run.
     """
 
     reader: SourceReader
@@ -68,12 +68,12 @@ class LiveSource:
     columns: int
     window: int
     heldout_every: int
-    number: int = 0
+    stream_id: int = 0
     seed: int = 0
 
     @classmethod
     def of(cls, reader: SourceReader, config: schema.Data, encoder: RecordEncoder) -> LiveSource:
-        """A source with the settings of `config`; `numbered` gives it number and seed."""
+        """A source with the settings of `config`; `keyed` gives it stream id and seed."""
         return cls(
             reader=reader,
             encoder=encoder,
@@ -84,11 +84,11 @@ class LiveSource:
             heldout_every=config.heldout_every,
         )
 
-    def numbered(self, number: int, seed: int | None = None) -> LiveSource:
-        """The same source under another number, and seed, in its keys."""
-        if number == self.number and seed in (None, self.seed):
-            return self  # with all that was found of it
-        return dataclasses.replace(self, number=number, seed=self.seed if seed is None else seed)
+    def keyed(self, stream_id: int, seed: int) -> LiveSource:
+        """The same source with other keys."""
+        if (stream_id, seed) == (self.stream_id, self.seed):
+            return self  # with its cached properties
+        return dataclasses.replace(self, stream_id=stream_id, seed=seed)
 
     @property
     def name(self) -> str:
@@ -106,114 +106,106 @@ class LiveSource:
     @property
     def lanes(self) -> int:
         """Number of lanes."""
-        return len(self.lane_units)
+        return len(self.lane_splits)
 
     @cached_property
-    def lane_units(self) -> list[list[int]]:
-        """Numbers of the units of each lane, ascending."""
-        return deal(self._sizes, min(self.lane_limit, self._most_lanes), self.columns)
+    def lane_splits(self) -> list[list[int]]:
+        """Indices of the splits of each lane, ascending."""
+        sizes = [split.size for split in self.reader.units]
+        return assign_splits(sizes, min(self.lane_limit, self._most_lanes), self.columns)
 
     @cached_property
-    def lane_loads(self) -> list[int]:
+    def lane_sizes(self) -> list[int]:
         """Size of each lane, in the bytes of its files."""
-        return loads_of(self.lane_units, self._sizes)
+        return lane_sizes(self.lane_splits, [split.size for split in self.reader.units])
 
     @cached_property
     def lane_table(self) -> np.ndarray:
         """Which lane gives each row: see `llmkit.data.live.lanes.lane_table`."""
-        return lane_table(self.lane_loads, self.columns)
+        return lane_table(self.lane_sizes, self.columns)
 
     def largest_share(self, ranks: int) -> float:
         """Share of the source's text that the busiest of so many data-parallel processes tokenizes."""
-        return largest_share(self.lane_table, self.lane_loads, ranks)
-
-    @property
-    def _sizes(self) -> list[int]:
-        return [unit.size for unit in self.reader.units]
+        return largest_share(self.lane_table, self.lane_sizes, ranks)
 
     @property
     def _most_lanes(self) -> int:
         """How many lanes can have a record each.
 
-        A file that is cut at any byte has units without a record where one record is long: each
-        UNITS_PER_LANE of them are enough for one lane only.
+        A file that is split at any byte has splits without a record where one record is long: each
+        SPLITS_PER_LANE of them are enough for one lane only.
         """
         spec, files = self.reader.spec, self.reader.files
         most = 0
-        for number, count in Counter(unit.file for unit in self.reader.units if unit.size).items():
-            form = format_of(spec, files[number].path)
+        for file, count in Counter(split.file for split in self.reader.units if split.size).items():
+            form = format_of(spec, files[file].path)
             at_any_byte = form.kind == "lines" and form.compression is None
-            most += -(-count // UNITS_PER_LANE) if at_any_byte else count
+            most += -(-count // SPLITS_PER_LANE) if at_any_byte else count
         return most
 
     @cached_property
     def digest(self) -> str:
-        """What decides the rows, beside the sequence length, the number and the seed."""
-        return self._digest_of(self._content(self.reader.errors))
+        """Hash of what decides the rows, beside the sequence length, the stream id and the seed."""
+        return self._digest_with(self.reader.errors)
 
     @cached_property
     def strict_digest(self) -> str:
         """The digest under data.errors: raise, whose rows are the same for as long as there are any."""
-        return self._digest_of(self._content("raise"))
+        return self._digest_with("raise")
 
-    def _digest_of(self, content: JsonValue) -> str:
-        table = self.lane_table if len(self.lane_table) > 1 else self.lane_table[:, : self.lanes]
-        return _hash([content, self.lanes, self.window, table.ravel().tolist()])
-
-    def _content(self, errors: str) -> JsonValue:
-        """What decides the documents, with this setting of data.errors."""
+    def _digest_with(self, errors: str) -> str:
         spec = self.reader.spec
-        record = spec.model_dump(
-            mode="json",
-            include={
-                *("type", "record", "separator"),
-                *("text_field", "messages_field", "prompt_field", "completion_field", "ids_field"),
-            },
-        )
-        return [
+        fields = {
+            *("type", "record", "separator"),
+            *("text_field", "messages_field", "prompt_field", "completion_field", "ids_field"),
+        }
+        documents: JsonValue = [
             VERSION,
             self.encoder.key_of(spec.record),
-            record,
+            spec.model_dump(mode="json", include=fields),
             errors,
             self.heldout_every,
             [list(file) for file in known_files(self.reader.files)],
-            [list(unit) for unit in self.reader.units],
+            [list(split) for split in self.reader.units],
         ]
+        table = self.lane_table if len(self.lane_table) > 1 else self.lane_table[:, : self.lanes]
+        content = [documents, self.lanes, self.window, table.ravel().tolist()]
+        return xxh64_hexdigest(json.dumps(content, sort_keys=True).encode())
 
-    def heldout_of(self, unit: int) -> range:
-        """Numbers of a unit's candidates that are for evaluation, so that no row has them."""
-        return heldout_candidates(self.heldout_every if unit in self._heldout_units else 0)
+    def heldout_of(self, split: int) -> range:
+        """Indices of a split's records that are for evaluation, so that no row has them."""
+        return self._heldout.get(split, range(0))
 
     @cached_property
-    def _heldout_units(self) -> frozenset[int]:
-        return frozenset(heldout_units(len(self.reader.units), self.heldout_every))
+    def _heldout(self) -> dict[int, range]:
+        return heldout_records(len(self.reader.units), self.heldout_every)
 
-    def file_of(self, unit: int) -> str:
-        """The file that a unit is a part of, for messages."""
-        return shown(self.reader.files[self.reader.units[unit].file].path)
+    def file_of(self, split: int) -> str:
+        """The file of a split, for messages."""
+        return shown(self.reader.files[self.reader.units[split].file].path)
 
-    def reading(self, lane: int, unit: int) -> str:
-        """Where a lane is, for messages."""
-        return f"source {self.name}: lane {lane} of {self.lanes}, which reads {self.file_of(unit)}"
+    def reading(self, lane: int, split: int) -> str:
+        """What a lane is reading, for messages."""
+        return f"source {self.name}: lane {lane} of {self.lanes}, which reads {self.file_of(split)}"
 
-    def unit_order(self, lane: int, epoch: int, place: int = 0) -> list[int]:
-        """Numbers of the units that an epoch of a lane reads, in order.
+    def split_order(self, lane: int, epoch: int, index: int = 0) -> list[int]:
+        """Indices of the splits that an epoch of a lane reads, in order.
 
-        place: in this order, where the lane is. After its own units come those of the whole source: only a
-        lane that has no document gets there.
+        index: in this order, of the split at hand. After its own splits come those of the whole source: only
+        a lane that has no document gets there.
         """
-        units = self.lane_units[lane]
-        words = (self.seed, UNIT_STREAM, self.number, lane, epoch)
-        own = [units[k] for k in shuffled(len(units), *words)]
-        return own if place < len(own) else own + shuffled(len(self.reader.units), *words, WHOLE)
+        splits = self.lane_splits[lane]
+        words = (self.seed, SPLIT_STREAM, self.stream_id, lane, epoch)
+        own = [splits[k] for k in shuffled(len(splits), *words)]
+        return own if index < len(own) else own + shuffled(len(self.reader.units), *words, WHOLE)
 
-    def window_order(self, count: int, lane: int, epoch: int, unit: int, first: int) -> list[int]:
-        """The order in which the `count` candidates of the window that begins at `first` are taken."""
-        return shuffled(count, self.seed, WINDOW_STREAM, self.number, lane, epoch, unit, first)
+    def window_order(self, count: int, lane: int, epoch: int, split: int, first: int) -> list[int]:
+        """The order in which the `count` records of the window that begins at `first` are taken."""
+        return shuffled(count, self.seed, WINDOW_STREAM, self.stream_id, lane, epoch, split, first)
 
 
 def shuffled(count: int, *words: Word) -> list[int]:
-    """The numbers below `count` in an order that the words decide."""
+    """The integers below `count` in an order that the words decide."""
     return np.argsort(key(*words, np.arange(count)), kind="stable").tolist()
 
 
@@ -233,7 +225,3 @@ def _without_access(url: str) -> str:
     """Host and path alone."""
     parts = urlsplit(url)
     return f"/{parts.hostname or ''}{parts.path}"
-
-
-def _hash(content: JsonValue) -> str:
-    return xxh64_hexdigest(json.dumps(content, sort_keys=True).encode())

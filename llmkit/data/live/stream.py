@@ -244,9 +244,9 @@ class Lane(Iterator[Row]):
     def _windows(self) -> Iterator[_Window]:
         """The windows of the lane's splits, epoch after epoch; ends behind the last one."""
         source, lane = self._source, self._lane
-        own, most = len(source.lane_units[lane]), source.max_epochs
+        own, most = len(source.lane_splits[lane]), source.max_epochs
         epoch, index, first, hint, *_ = self._start
-        order = source.unit_order(lane, epoch, index)
+        order = source.split_order(lane, epoch, index)
         if self._start != Cursor() and index >= own + len(source.reader.units):
             raise self._does_not_fit()
         while most is None or epoch < most:
@@ -265,7 +265,7 @@ class Lane(Iterator[Row]):
                 index = own
             else:
                 return
-            order = source.unit_order(lane, epoch, index)
+            order = source.split_order(lane, epoch, index)
 
     def _fall_back(self, order: list[int]) -> bool:
         """There is no document in these splits: whether the lane reads the whole source from here on.
@@ -277,7 +277,7 @@ class Lane(Iterator[Row]):
         files = sorted({source.file_of(split) for split in order})
         listed = ", ".join(files[:3]) + (", ..." if len(files) > 3 else "")
         nothing = f"{self._where} has no document to train on ({listed or 'empty files'})"
-        if len(order) > len(source.lane_units[self._lane]) or source.lanes == 1:
+        if len(order) > len(source.lane_splits[self._lane]) or source.lanes == 1:
             raise UserError(f"{nothing}; give the source other files")
         may_repeat = source.max_epochs is None
         self._notes.append(f"{nothing}: it reads the whole source instead" if may_repeat else nothing)

@@ -105,7 +105,7 @@ class LiveRows:
         if self._key in self._lanes:
             return self._lanes[self._key].activity
         (index, lane), cursor = self._key, self._cursors[self._key]
-        order = self._sources[index].unit_order(lane, cursor.epoch, cursor.split)
+        order = self._sources[index].split_order(lane, cursor.epoch, cursor.split)
         return self._sources[index].reading(lane, order[cursor.split])
 
     def close(self) -> None:

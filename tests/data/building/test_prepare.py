@@ -14,7 +14,7 @@ from llmkit.config import schema
 from llmkit.data.building import build_source
 from llmkit.data.building.opened import OpenedSource
 from llmkit.data.building.prepare import prepare
-from llmkit.data.live.heldout import heldout_candidates
+from llmkit.data.live.heldout import heldout_records
 from llmkit.data.live.source import LiveSource
 from llmkit.data.prepared import Prepared
 from llmkit.data.sources.listing import File
@@ -237,7 +237,7 @@ def test_of_a_live_source_only_a_few_held_out_documents_are_built(words: Words) 
     (train,) = prepared.train
     assert (train.kind, train.stored, prepared.train_tokens) == ("live", None, 0)
     everything = text.read_text().splitlines()
-    held = [everything[number] for number in heldout_candidates(20) if number < 300]
+    held = [everything[index] for index in heldout_records(1, 20)[0] if index < 300]
     assert document_texts(prepared) == held
     assert lines[-1] == "data: text-0 tokenized while training (not counted), 320 bytes held out"
     assert prepared.fingerprint["sources"][0]["tokens"] is None
@@ -246,7 +246,7 @@ def test_of_a_live_source_only_a_few_held_out_documents_are_built(words: Words) 
 def test_a_live_source_that_is_cut_otherwise_has_other_held_out_documents(
     words: Words, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llmkit.data.live.source.UNIT_BYTES", (100, 1 << 20))
+    monkeypatch.setattr("llmkit.data.live.source.SPLIT_BYTES", (100, 1 << 20))
     text = words("w", 300)
     found = []
     for lanes in (1, 8):

@@ -119,7 +119,7 @@ def live(documents: list[list[Any]], **changes: Any) -> LiveSource:
         "lane_limit": 2,
         "window": 4,
         "heldout_every": 0,
-        "number": 3,
+        "stream_id": 3,
         "seed": 7,
     }
     settings |= {"columns": changes.get("lane_limit", 2)} | changes

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from llmkit.data.live import lanes as lanes_module
 from llmkit.data.live.lanes import (
     EVEN,
-    deal,
+    assign_splits,
+    lane_sizes,
     lane_table,
     largest_share,
-    loads_of,
     merge_cursors,
     rounds_of,
     served_lanes,
@@ -23,22 +23,22 @@ from llmkit.errors import RunFault
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=40), st.integers(1, 10))
 def test_each_unit_belongs_to_one_lane_and_no_lane_has_next_to_nothing(sizes: list[int], limit: int) -> None:
-    dealt = deal(sizes, limit, limit)
+    dealt = assign_splits(sizes, limit, limit)
     assert sorted(unit for lane in dealt for unit in lane) == list(range(len(sizes)))
     assert len(dealt) <= limit
     if len(dealt) > 1:
-        loads = loads_of(dealt, sizes)
+        loads = lane_sizes(dealt, sizes)
         assert max(loads) - min(loads) <= max(sizes)
         assert min(loads) * rounds_of(limit) * limit >= 8 * sum(sizes)
 
 
 def test_units_of_the_same_size_are_dealt_in_order() -> None:
-    assert deal([3, 3, 9, 3, 3], 3, 48) == [[2], [0, 3], [1, 4]]
+    assert assign_splits([3, 3, 9, 3, 3], 3, 48) == [[2], [0, 3], [1, 4]]
 
 
 def test_tiny_files_share_a_lane_with_a_large_one() -> None:
-    assert deal([100_000, 30, 30], 48, 48) == [[0, 1, 2]]
-    assert deal([6000, 30, 30], 48, 48) == [[0], [1, 2]]
+    assert assign_splits([100_000, 30, 30], 48, 48) == [[0, 1, 2]]
+    assert assign_splits([6000, 30, 30], 48, 48) == [[0], [1, 2]]
 
 
 def test_equal_lanes_take_turns() -> None:
@@ -86,9 +86,9 @@ def test_how_often_equal_lanes_are_tokenized(lanes: int, ranks: int, times: int)
 @pytest.mark.parametrize("spread", [0.0, 0.1])
 def test_there_are_as_many_lanes_as_are_asked_for_where_text_can_be_cut(lanes: int, spread: float) -> None:
     sizes = (np.random.default_rng(0).lognormal(0, spread, 4096) * 1e6).astype(int).tolist()
-    dealt = deal(sizes, lanes, lanes)
+    dealt = assign_splits(sizes, lanes, lanes)
     assert len(dealt) == lanes
-    loads = loads_of(dealt, sizes)
+    loads = lane_sizes(dealt, sizes)
     for ranks in (8, 16):
         assert largest_share(lane_table(loads, lanes), loads, ranks) < 1.3 / ranks + 1 / lanes
 
@@ -96,21 +96,21 @@ def test_there_are_as_many_lanes_as_are_asked_for_where_text_can_be_cut(lanes: i
 @pytest.mark.parametrize("files", [5, 7, 10, 20, 31, 47])
 @pytest.mark.parametrize("ranks", [2, 8, 16])
 def test_few_files_of_one_size_are_not_tokenized_by_every_process(files: int, ranks: int) -> None:
-    loads = loads_of(deal([1000] * files, 48, 48), [1000] * files)
+    loads = lane_sizes(assign_splits([1000] * files, 48, 48), [1000] * files)
     assert len(loads) == files
     assert largest_share(lane_table(loads, 48), loads, ranks) <= 1 / ranks + 2 / files
 
 
 def test_lanes_that_would_have_next_to_nothing_are_fewer_and_divide_the_columns() -> None:
     sizes = [100_000] * 30 + [10] * 10
-    assert len(deal(sizes, 40, 48)) == 24
+    assert len(assign_splits(sizes, 40, 48)) == 24
 
 
 def test_forty_thousand_units_are_dealt_in_a_few_tries(monkeypatch: pytest.MonkeyPatch) -> None:
     tries = []
-    real = lanes_module._deal
-    monkeypatch.setattr(lanes_module, "_deal", lambda *a: tries.append(a[2]) or real(*a))
-    deal([1000] * 39_999 + [10**9], 512, 512)
+    real = lanes_module._assign
+    monkeypatch.setattr(lanes_module, "_assign", lambda *a: tries.append(a[2]) or real(*a))
+    assign_splits([1000] * 39_999 + [10**9], 512, 512)
     assert len(tries) <= 10
 
 

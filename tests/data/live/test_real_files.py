@@ -31,7 +31,7 @@ def open_live(path: Path, place: int, **changes: Any) -> LiveSource:
     )
     key = f"data.sources.{place}"
     reader = open_reader(spec, path.stem, key, config, list_files(spec, key))
-    return LiveSource.of(reader, config, RecordEncoder(TOKENIZER)).numbered(place, seed=5)
+    return LiveSource.of(reader, config, RecordEncoder(TOKENIZER)).keyed(place, seed=5)
 
 
 def write(path: Path, records: list[Any]) -> Path:

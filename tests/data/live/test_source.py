@@ -25,7 +25,7 @@ def with_sizes(sizes: list[int], **changes: Any) -> LiveSource:
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=40), st.integers(1, 10))
 def test_each_unit_belongs_to_one_lane_and_lanes_serve_by_their_text(sizes: list[int], limit: int) -> None:
     source = with_sizes(sizes, lane_limit=limit)
-    assert sorted(unit for lane in source.lane_units for unit in lane) == list(range(len(sizes)))
+    assert sorted(unit for lane in source.lane_splits for unit in lane) == list(range(len(sizes)))
     assert 1 <= source.lanes <= max(1, min(limit, sum(size > 0 for size in sizes)))
     assert set(source.lane_table.ravel().tolist()) == set(range(source.lanes))
 
@@ -40,17 +40,17 @@ def test_orders_depend_on_seed_number_lane_and_epoch() -> None:
     changed = [
         source,
         dataclasses.replace(source, seed=8),
-        source.numbered(4),
-        source.numbered(3, seed=9),
+        source.keyed(4, seed=7),
+        source.keyed(3, seed=9),
     ]
-    orders = [one.unit_order(0, 0) for one in changed] + [source.unit_order(0, 1)]
-    orders += [[unit - 1 for unit in source.unit_order(1, 0)]]
+    orders = [one.split_order(0, 0) for one in changed] + [source.split_order(0, 1)]
+    orders += [[unit - 1 for unit in source.split_order(1, 0)]]
     assert len({tuple(order) for order in orders}) == len(orders)
     windows = [one.window_order(40, 0, 0, 0, 0) for one in changed]
     for words in [(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]:
         windows.append(source.window_order(40, *words))
     assert len({tuple(order) for order in windows}) == len(windows)
-    assert source.numbered(3, seed=7) == source
+    assert source.keyed(3, seed=7) is source
 
 
 def test_the_digest_tells_whatever_changes_the_rows() -> None:
@@ -124,7 +124,7 @@ def test_files_are_cut_so_that_lanes_have_some_units_each(tmp_path: Path) -> Non
     reader = open_reader(spec, "toy", "data.sources.0", config, list_files(spec, "data.sources.0"))
     size = (tmp_path / "a.jsonl").stat().st_size
     assert len(reader.units) == pytest.approx(8, abs=1)
-    source = LiveSource.of(reader, config, FakeEncoder()).numbered(0, seed=1)  # type: ignore[arg-type]
+    source = LiveSource.of(reader, config, FakeEncoder()).keyed(0, seed=1)  # type: ignore[arg-type]
     assert (source.lanes, source.window, source.name) == (2, 3, "toy")
     assert sum(unit.size for unit in reader.units) == size
     lane = Lane(source, 0)
@@ -152,11 +152,11 @@ def test_units_are_dealt_once_and_not_again_in_the_processes_that_tokenize(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     dealt = []
-    real = source_module.deal
-    monkeypatch.setattr(source_module, "deal", lambda *a: dealt.append(a) or real(*a))
+    real = source_module.assign_splits
+    monkeypatch.setattr(source_module, "assign_splits", lambda *a: dealt.append(a) or real(*a))
     source = with_sizes([3, 4, 5])
     assert source.lane_table.size
-    same = pickle.loads(pickle.dumps(source.numbered(source.number, source.seed)))
+    same = pickle.loads(pickle.dumps(source.keyed(source.stream_id, source.seed)))
     assert same.digest == source.digest
-    assert same.unit_order(0, 0) == source.unit_order(0, 0)
+    assert same.split_order(0, 0) == source.split_order(0, 0)
     assert len(dealt) == 1

@@ -33,7 +33,7 @@ sources = st.builds(
     sequence_length=st.integers(1, 30),
     heldout_every=st.sampled_from([0, 3]),
     max_epochs=st.integers(1, 3),
-    number=st.integers(0, 3),
+    stream_id=st.integers(0, 3),
 )
 
 
@@ -41,7 +41,7 @@ def stream(source: LiveSource, lane: int) -> tuple[list[int], list[bool], Counte
     """All tokens of a lane, which of them are targets, and what is left out, straight from the definition."""
     tokens, targets, left_out = [END], [True], Counter[str]()
     for epoch in range(source.max_epochs or 0):
-        for unit in source.unit_order(lane, epoch):
+        for unit in source.split_order(lane, epoch):
             records = source.reader.documents[unit]  # type: ignore[attr-defined]
             for first in range(0, len(records), source.window):
                 count = min(source.window, len(records) - first)
@@ -103,7 +103,7 @@ def test_every_document_comes_once_an_epoch_in_another_order_each_time() -> None
     for _ in range(3):
         rows = [next(lane) for _ in range(40)]
         epochs.append(["".join(map(chr, row.tokens[1:4])) for row in rows])
-    expected = sorted(f"{unit}{number:02}" for unit in source.lane_units[1] for number in range(20))
+    expected = sorted(f"{unit}{number:02}" for unit in source.lane_splits[1] for number in range(20))
     assert [sorted(epoch) for epoch in epochs] == [expected] * 3
     assert len({tuple(epoch) for epoch in epochs}) == 3
     assert epochs[0] != expected
@@ -125,7 +125,7 @@ def test_resuming_reads_one_window_and_tokenizes_one_document_again() -> None:
         assert as_json([next(lane)]) == as_json([after])
         reader, encoder = source.reader, source.encoder
         epoch, place, first, _, behind, _ = row.cursor
-        unit = source.unit_order(0, epoch)[place]
+        unit = source.split_order(0, epoch)[place]
         before = [one for one in reader.read_numbers if one[0] == unit and one[1] < first + 8]  # type: ignore[attr-defined]
         assert before == [(unit, number) for number in range(first, first + 8)]
         order = source.window_order(8, 0, epoch, unit, first)
@@ -147,7 +147,7 @@ def test_a_window_ends_early_where_documents_are_large(monkeypatch: pytest.Monke
     source = live([["x" * 60] * 20, ["y" * 200] * 3], lane_limit=1, window=50)
     lane = Lane(source, 0)
     seen = {tuple(next(lane).cursor[1:3]) for _ in range(150)}
-    place = source.unit_order(0, 0).index(0)
+    place = source.split_order(0, 0).index(0)
     assert {first for at, first in seen if at == place} >= {0, 2, 4, 6}
     assert len(source.reader.read_numbers) <= 25  # type: ignore[attr-defined]
 
@@ -184,7 +184,7 @@ def test_a_lane_at_its_end_goes_on_with_the_next_epoch_where_that_is_allowed() -
 
 def test_a_lane_without_a_document_reads_those_of_the_others_and_goes_on_from_there() -> None:
     source = live([["abcdef"] * 5, [LEFT_OUT] * 4, ["ghij"] * 6], lane_limit=3)
-    number = next(n for n in range(3) if source.lane_units[n] == [1])
+    number = next(n for n in range(3) if source.lane_splits[n] == [1])
     lane = Lane(source, number)
     rows = [next(lane) for _ in range(40)]
     assert {chr(token) for row in rows for token in row.tokens if token} == set("abcdefghij")
@@ -199,7 +199,7 @@ def test_a_lane_without_a_document_reads_those_of_the_others_and_goes_on_from_th
 
 def test_where_nothing_may_be_read_again_a_lane_without_a_document_is_at_its_end() -> None:
     source = live([["abcdef"] * 5, [LEFT_OUT] * 4], max_epochs=1)
-    row = next(Lane(source, next(n for n in range(2) if source.lane_units[n] == [1])))
+    row = next(Lane(source, next(n for n in range(2) if source.lane_splits[n] == [1])))
     assert row.targets is not None
     assert (row.targets.any(), row.cursor, row.left_out) == (False, [1, 0, 0, 0, 0, 0], {"broken JSON": 4})
     assert re.search(r"has no document to train on .*/1\.jsonl", row.notes[0])

@@ -28,7 +28,7 @@ def two_sources() -> dict[int, LiveSource]:
     """Sources at places 0 and 2, one with prompts and left-out documents."""
     texts = live([[f"{unit}:{number}" * 3 for number in range(9)] for unit in range(5)], lane_limit=3)
     pairs: list[Any] = [Pair("ask" * number, "say") for number in range(5)]
-    mixed = live([[*pairs, LeftOut("broken JSON", "x"), "ab~"], [REFUSE, "abcd"]], number=1)
+    mixed = live([[*pairs, LeftOut("broken JSON", "x"), "ab~"], [REFUSE, "abcd"]], stream_id=1)
     return {0: texts, 2: mixed}
 
 
