@@ -82,7 +82,7 @@ def traffic() -> Traffic:
     return Traffic(QUICK)
 
 
-@pytest.fixture(params=["file", "memory", "s3", "web"])
+@pytest.fixture(params=["file", pytest.param("memory", marks=pytest.mark.exhaustive), "s3", "web"])
 def any_store(request: pytest.FixtureRequest, tmp_path: Path, traffic: Traffic) -> Store:
     """An empty store of each kind."""
     if request.param == "s3":

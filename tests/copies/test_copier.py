@@ -117,7 +117,14 @@ def test_of_copies_that_fall_behind_the_newest_is_made(run: Path, copier_of: Cop
     assert complete(web.url) == [10, 30]
 
 
-@pytest.mark.parametrize("trouble", ["stall", "drop", 403, 503, "lose", "flip"])
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        "stall",
+        403,
+        *(pytest.param(each, marks=pytest.mark.exhaustive) for each in ("drop", 503, "lose", "flip")),
+    ],
+)
 def test_a_bad_store_costs_a_limited_time(
     trouble: str | int, run: Path, copier_of: Copies, web: PutServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
