@@ -614,6 +614,26 @@ def test_close_ends_the_processes_that_tokenize() -> None:
     assert not started & children()
 
 
+def test_processes_that_tokenize_change_no_row_and_no_state_at_whatever_step_they_begin() -> None:
+    texts = [[f"{split}:{record}" * 3 for record in range(9)] for split in range(5)]
+
+    def loader(workers: int) -> TrainLoader:
+        sources = {"a": ToyRows(300), "web": live(texts, lane_limit=3), "few": live([["abcdefgh"] * 5])}
+        data = toy(sources, {"a": 1.0, "web": 2.0, "few": 0.1})
+        return TrainLoader(*data, SEED, 5, 1, 1, 2, workers=workers)
+
+    with loader(0) as plain:
+        straight = [real_rows(step) for step in take(plain, 30)]
+        end = plain.state()
+    with loader(2) as begun:
+        rows = [real_rows(step) for step in take(begun, 11)]
+        state = begun.state()
+    with loader(1) as resumed:
+        resumed.load_state(state, 11)
+        rows += [real_rows(step) for step in take(resumed, 19)]
+        assert (rows, resumed.state()) == (straight, end)
+
+
 def test_notes_of_live_sources_reach_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     take_row = LiveRows.take
 
