@@ -126,7 +126,7 @@ class BlockMaker:
             source.max_epochs is not None and not isinstance(source.rows, LiveSource)
             for source in prepared.train
         )
-        self._has_masks = any(source.rows.has_targets for source in prepared.train)
+        self._has_masks = any(source.rows.has_mask for source in prepared.train)
         self._has_pairs = prepared.has_pairs
         self._has_reference = any(source.reference is not None for source in prepared.train)
         self.rows_made = 0

@@ -18,7 +18,7 @@ from llmkit.data.live.stream import Lane
 from llmkit.data.mixing import shares
 from llmkit.data.order import Order, rows_before
 from llmkit.data.prepared import Prepared, TrainSource, shown_size
-from llmkit.data.shards.rows import RowSource
+from llmkit.data.shards.dataset import TokenDataset
 from llmkit.data.tokens.tokenizer import Tokenizer
 
 SAMPLE_TOKENS = 1 << 22
@@ -99,7 +99,7 @@ def source_lines(source: TrainSource, prepared: Prepared, row_length: int) -> It
     text = stored.text_bytes
     size_told = f", {shown_size(text)}" if text else ""
     if text:  # that of a chat is only what is to be learned
-        size_told += " to learn" if stored.has_targets else f" ({text / stored.tokens:.2f} bytes a token)"
+        size_told += " to learn" if stored.has_mask else f" ({text / stored.tokens:.2f} bytes a token)"
     if prepared.has_pairs:
         yield from pair_lines(stored, row_length)
         return
@@ -111,7 +111,7 @@ def source_lines(source: TrainSource, prepared: Prepared, row_length: int) -> It
     yield from _frequency_lines(stored, places, prepared.tokenizer, part)
 
 
-def _sample_places(stored: RowSource) -> list[tuple[int, int]]:
+def _sample_places(stored: TokenDataset) -> list[tuple[int, int]]:
     """Ranges of tokens to look at."""
     if stored.tokens <= SAMPLE_TOKENS:
         return [(0, stored.tokens)]
@@ -121,7 +121,7 @@ def _sample_places(stored: RowSource) -> list[tuple[int, int]]:
 
 
 def _documents(
-    stored: RowSource, places: list[tuple[int, int]], end_of_text: int
+    stored: TokenDataset, places: list[tuple[int, int]], end_of_text: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Documents that begin in these places: where the end-of-text before each stands, and its tokens."""
     first, lengths = [], []
@@ -141,7 +141,7 @@ def _documents(
 
 
 def _length_lines(
-    stored: RowSource, places: list[tuple[int, int]], end_of_text: int, part: str, row_length: int
+    stored: TokenDataset, places: list[tuple[int, int]], end_of_text: int, part: str, row_length: int
 ) -> Iterator[str]:
     """Histogram of the documents' lengths, a bar for each power of two; how many are cut by rows."""
     first, lengths = _documents(stored, places, end_of_text)
@@ -165,7 +165,7 @@ def _length_lines(
 
 
 def _frequency_lines(
-    stored: RowSource, places: list[tuple[int, int]], tokenizer: Tokenizer, part: str
+    stored: TokenDataset, places: list[tuple[int, int]], tokenizer: Tokenizer, part: str
 ) -> Iterator[str]:
     """The tokens that come most often."""
     counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)

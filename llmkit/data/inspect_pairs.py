@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from llmkit.data.shards.rows import RowSource
+from llmkit.data.shards.dataset import TokenDataset
 
 SAMPLE_PAIRS = 4096
 """Pairs of a source that are counted; all of them where it has no more."""
 SIDES = ("chosen", "rejected")
 
 
-def pair_lines(stored: RowSource, row_length: int) -> Iterator[str]:
+def pair_lines(stored: TokenDataset, row_length: int) -> Iterator[str]:
     """Figures of a source of pairs. row_length: tokens of a pair."""
     count = stored.documents
     some = np.unique(np.linspace(0, count - 1, min(count, SAMPLE_PAIRS)).astype(np.int64))

@@ -15,9 +15,9 @@ from llmkit.config import schema
 from llmkit.data.building.cache import opening_cache
 from llmkit.data.building.given import Given
 from llmkit.data.live.source import LiveSource
+from llmkit.data.shards.dataset import TokenDataset
 from llmkit.data.shards.megatron import MegatronReader
 from llmkit.data.shards.reader import ShardReader
-from llmkit.data.shards.rows import RowSource
 from llmkit.data.tokens.encode import RecordEncoder
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
@@ -62,7 +62,7 @@ class TrainSource:
     name: str
     weight: float
     max_epochs: int | None
-    rows: RowSource | LiveSource
+    rows: TokenDataset | LiveSource
     reference: np.ndarray | None = None
 
     @property
@@ -73,7 +73,7 @@ class TrainSource:
         return "megatron" if isinstance(self.rows, MegatronReader) else "shards"
 
     @property
-    def stored(self) -> RowSource | None:
+    def stored(self) -> TokenDataset | None:
         """Its tokens on disk; None for a live source."""
         return None if isinstance(self.rows, LiveSource) else self.rows
 
@@ -182,7 +182,7 @@ def summary(prepared: Prepared) -> str:
     live = [source.name for source in prepared.train if source.stored is None]
     parts = []
     if len(live) < len(prepared.train):
-        some_context = any(source.stored.has_targets for source in prepared.train if source.stored)
+        some_context = any(source.stored.has_mask for source in prepared.train if source.stored)
         size = shown_size(prepared.train_bytes) + " to learn" * some_context
         parts.append(f"{prepared.train_tokens:,} training tokens of {size}")
     if live:
@@ -228,7 +228,7 @@ def _text_without_checksum(rows: ShardReader, tokenizer: Tokenizer) -> str:
     Raises UserError where the tokens tell that it is wrong.
     """
     told = f"{rows.text_bytes:,} bytes of text by an index.json without a checksum"
-    if rows.has_targets or not tokenizer.keeps_bytes:
+    if rows.has_mask or not tokenizer.keeps_bytes:
         return f", {told} (build them again for one)"
     counted = 0
     for start in range(0, rows.tokens, VERIFIED):
@@ -239,7 +239,7 @@ def _text_without_checksum(rows: ShardReader, tokenizer: Tokenizer) -> str:
     return f", {told}, as its tokens have"
 
 
-def _stored(prepared: Prepared) -> Iterator[tuple[str, str, RowSource]]:
+def _stored(prepared: Prepared) -> Iterator[tuple[str, str, TokenDataset]]:
     heldout = {source.name: source.reader for source in prepared.heldout}
     for source in prepared.train:
         if source.stored:
@@ -280,7 +280,7 @@ def _fingerprint(
     }
 
 
-def _open_train(place: Place, tokenizer: Tokenizer) -> RowSource | LiveSource:
+def _open_train(place: Place, tokenizer: Tokenizer) -> TokenDataset | LiveSource:
     if place.live is not None:
         return place.live
     if place.given is not None:

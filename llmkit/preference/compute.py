@@ -16,7 +16,7 @@ import torch
 from llmkit.batch import Rows, split_pairs
 from llmkit.data.building.progress import Progress
 from llmkit.data.prepared import Prepared
-from llmkit.data.shards.rows import RowSource
+from llmkit.data.shards.dataset import TokenDataset
 from llmkit.errors import RunFault, UserError
 from llmkit.file_lock import FileLock
 from llmkit.files import may_exist, sync_folder, write_atomic
@@ -137,7 +137,7 @@ def _missing_chunks(pairs: Pairs, workplace: Path) -> list[tuple[str, int]]:
 
 
 def log_probabilities(
-    rows: RowSource,
+    rows: TokenDataset,
     index: np.ndarray,
     data: Prepared,
     reference: Reference,

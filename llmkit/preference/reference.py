@@ -20,7 +20,7 @@ from llmkit.config.load import Loaded
 from llmkit.config.schema import Config
 from llmkit.data.building.cache import content_key, opening_cache
 from llmkit.data.prepared import Prepared
-from llmkit.data.shards.rows import RowSource
+from llmkit.data.shards.dataset import TokenDataset
 from llmkit.errors import UserError
 from llmkit.files import cannot_read, may_exist, read_sealed, sync_folder, write_atomic, write_sealed
 
@@ -51,7 +51,7 @@ class Pairs(NamedTuple):
     """The pairs of a source. splits: "train", and "heldout" where there are such; folder: of the values."""
 
     name: str
-    splits: dict[str, RowSource]
+    splits: dict[str, TokenDataset]
     folder: Path
 
 
@@ -68,7 +68,7 @@ def pairs_of(data: Prepared, config: Config, digest: str) -> Iterator[Pairs]:
     heldout = {source.name: source.reader for source in data.heldout}
     for source in data.train:
         assert source.stored is not None, "a live source has no pairs"
-        splits: dict[str, RowSource] = {"train": source.stored}
+        splits: dict[str, TokenDataset] = {"train": source.stored}
         if source.name in heldout:
             splits["heldout"] = heldout[source.name]
         described: dict[str, JsonValue] = {

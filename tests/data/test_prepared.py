@@ -182,7 +182,7 @@ def test_the_loss_masks_of_chats_come_through(tmp_path: Path) -> None:
     prepared = prepare(settings(tmp_path, source, validation_fraction=0.0), silent)
     stored = prepared.train[0].stored
     assert stored is not None
-    assert stored.has_targets
+    assert stored.has_mask
     tokens, targets = stored.read(0, stored.tokens), stored.read_targets(0, stored.tokens)
     assert targets is not None
     learned = prepared.tokenizer.decode(tokens[targets & (tokens < 256)])

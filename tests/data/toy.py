@@ -22,7 +22,7 @@ class ToyRows:
 
     def __init__(self, count: int, first: int = 1, masked: int = 0) -> None:
         self.stream = np.arange(first, first + count, dtype=np.uint32)
-        self.masked, self.has_targets = masked, masked > 0
+        self.masked, self.has_mask = masked, masked > 0
         self.tokens = count
         self.digest = xxh64_hexdigest(self.stream.tobytes() + bytes([masked]))
 
@@ -44,7 +44,7 @@ class ToyRows:
         return out
 
     def targets(self, index: np.ndarray, length: int) -> np.ndarray | None:
-        if not self.has_targets:
+        if not self.has_mask:
             return None
         return self.rows(index, length)[:, 1:] % self.masked != 0
 

@@ -10,11 +10,11 @@ from pydantic import JsonValue
 
 from llmkit.config import schema
 from llmkit.data.building.cache import Report, content_key, make_once
+from llmkit.data.shards.dataset import TokenDataset
 from llmkit.data.shards.format import read_index
 from llmkit.data.shards.megatron import MegatronReader
 from llmkit.data.shards.megatron_index import find_prefixes, read_head, with_suffix
 from llmkit.data.shards.reader import ShardReader
-from llmkit.data.shards.rows import RowSource
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
 from llmkit.files import may_exist, sync_folder, write_sealed
@@ -23,7 +23,7 @@ from llmkit.files import may_exist, sync_folder, write_sealed
 class Given(NamedTuple):
     """What there is to read of such a source; heldout: None = nothing was named."""
 
-    rows: RowSource
+    rows: TokenDataset
     heldout: ShardReader | None
 
 

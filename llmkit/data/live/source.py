@@ -99,7 +99,7 @@ class LiveSource:
         return self.reader.spec.max_epochs
 
     @property
-    def has_targets(self) -> bool:
+    def has_mask(self) -> bool:
         """Whether rows may have labels that are no targets; those behind the end of a lane are none."""
         return self.reader.spec.record != "text" or self.max_epochs is not None
 

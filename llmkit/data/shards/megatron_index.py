@@ -84,18 +84,6 @@ class MegatronIndex(NamedTuple):
             begins = _numbers(self.path, pointers, count, "<i8") // self.dtype.itemsize
             yield np.append(begins, self.tokens)[places - first]
 
-    def document(self, number: int) -> tuple[int, int]:
-        """First token of a document, and the one after its last."""
-        base = HEADER.size + 12 * self.sequences
-        first, end = _numbers(self.path, base + 8 * number, 2, "<i8").tolist()
-        return self._token(first), self._token(end)
-
-    def _token(self, sequence: int) -> int:
-        if sequence == self.sequences:
-            return self.tokens
-        base = HEADER.size + 4 * self.sequences
-        return int(_numbers(self.path, base + 8 * sequence, 1, "<i8")[0]) // self.dtype.itemsize
-
 
 def _numbers(path: Path, offset: int, count: int, dtype: str) -> np.ndarray:
     """`count` numbers of a file from byte `offset` on."""

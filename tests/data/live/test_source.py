@@ -111,7 +111,7 @@ def test_a_source_goes_to_other_processes_and_gives_the_same_rows_there() -> Non
 
 def test_every_token_of_plain_text_is_a_target() -> None:
     kinds = ("text", "ids", "chat", "prompt_completion")
-    have = [live([[Pair("a", "b")]], record=kind).has_targets for kind in kinds]
+    have = [live([[Pair("a", "b")]], record=kind).has_mask for kind in kinds]
     assert have == [False, True, True, True]
 
 

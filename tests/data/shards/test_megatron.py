@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 import struct
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,17 @@ def patch(path: Path, place: int, content: bytes) -> None:
     path.write_bytes(whole)
 
 
+def documents_of(reader: MegatronReader) -> list[list[int]]:
+    """The tokens of each document by the indices, with its end-of-text."""
+    documents: list[list[int]] = []
+    begin = 0
+    for index in reader._indices:
+        ends = [0, *np.concatenate(list(index.document_ends())).tolist()]
+        documents += [reader.read(begin + a, begin + b).tolist() for a, b in pairwise(ends)]
+        begin += index.tokens
+    return documents
+
+
 @given(
     files=st.lists(
         st.lists(
@@ -58,7 +69,7 @@ def test_rows_are_the_tokens_of_all_files_in_order(
     stream = [*chain(*documents)]
     reader = MegatronReader(folder, 100, END)
     assert (reader.tokens, reader.documents) == (len(stream), len(documents))
-    assert (reader.has_targets, reader.text_bytes) == (False, None)
+    assert (reader.has_mask, reader.text_bytes) == (False, None)
     assert reader.period == len(stream)
     count = (len(stream) - 1) // length
     if count:
@@ -71,9 +82,7 @@ def test_rows_are_the_tokens_of_all_files_in_order(
     assert reader.rows(index, length).tolist() == wanted
     assert reader.rows(index, length, out).tolist() == out.tolist() == wanted
     assert reader.read(0, len(stream)).tolist() == stream
-    assert [reader.document(i).tolist() for i in range(len(documents))] == [
-        tokens[:-1] for tokens in documents
-    ]
+    assert documents_of(reader) == documents
     assert reader.targets(index, length) is None
     assert reader.read_targets(0, 1) is None
 
@@ -155,7 +164,7 @@ def test_empty_documents_at_the_ends_of_a_file_are_passed_over(tmp_path: Path) -
     documents = [[], [[]], [[5, 6, END]], [[7, END]], [[]]]
     reader = MegatronReader(write_megatron(tmp_path / "toy", documents), 100, END)
     assert (reader.tokens, reader.documents) == (5, 5)
-    assert [reader.document(number).tolist() for number in range(5)] == [[], [], [5, 6], [7], []]
+    assert documents_of(reader) == [[], [], [5, 6, END], [7, END], []]
     reader.check_documents()
     reader = MegatronReader(write_megatron(tmp_path / "toy", [[[]], [[5, 6]], [[7, END]]]), 100, END)
     with pytest.raises(UserError, match=r"1 of its 3 documents .*: document 2, whose last token is 6\)"):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from llmkit.data.shards.format import BLOCK_BYTES
-from llmkit.data.shards.mapped import MappedFile
+from llmkit.data.shards.mmap_file import MappedFile
 from llmkit.data.shards.reader import ShardReader
 from llmkit.data.shards.writer import ShardWriter
 from llmkit.errors import RunFault, UserError
@@ -93,10 +93,10 @@ def test_a_block_is_checked_once(tmp_path: Path) -> None:
         path, size, "index", "mend it", lambda block, content: seen.append((block, len(content)))
     )
     for first, end in [(0, 5), (BLOCK_BYTES - 1, BLOCK_BYTES), (BLOCK_BYTES - 1, BLOCK_BYTES + 1), (0, size)]:
-        assert file.look()
-        file.check(np.array([first]), np.array([end]))
+        assert file.has_unverified()
+        file.verify(np.array([first]), np.array([end]))
     assert seen == [(0, BLOCK_BYTES), (1, BLOCK_BYTES), (2, 3)]
-    assert not file.look()
+    assert not file.has_unverified()
 
 
 def test_a_file_that_is_replaced_by_another_is_named(shards: Path) -> None:
@@ -136,16 +136,15 @@ def test_a_block_that_is_gone_by_the_time_it_is_checked_is_an_error_and_not_the_
 import os, sys
 from pathlib import Path
 import numpy as np
-from llmkit.data.shards.mapped import MappedFile
-from llmkit.data.shards.mapped import MappedFile
+from llmkit.data.shards.mmap_file import MappedFile
 from llmkit.data.shards.reader import ShardReader
 from llmkit.errors import RunFault
-look = MappedFile.look
-def cut_after_look(self):
-    result = look(self)
+has_unverified = MappedFile.has_unverified
+def cut_afterwards(self):
+    result = has_unverified(self)
     os.truncate(self.path, 5000)
     return result
-MappedFile.look = cut_after_look
+MappedFile.has_unverified = cut_afterwards
 try:
     ShardReader(Path(sys.argv[1])).rows(np.array([4000]), 1000)
 except RunFault as error:

@@ -1,9 +1,9 @@
-"""A file read by memory map: its blocks are checked on first touch, and a change under the reader is found.
+"""A file read by memory map: each block is checked before its first use, and a change of the file is noticed.
 
-Reading a map beyond the end of a file that was cut kills the process (SIGBUS) without a word. So the
-file is looked at before each read, and a block is first read the plain way, where a file that has
-become too short is an ordinary error. What stays possible is a cut in the instant between look and copy,
-or, on a network file system, within the seconds for which the client believes what it knows of a file.
+Reading a map beyond the end of a file that was cut kills the process (SIGBUS) without a word. So
+`stat` comes before each read, and a block is first read the plain way, where a file that has become too
+short is an ordinary error. What stays possible is a cut in the instant between `stat` and copy, or, on a
+network file system, within the seconds for which the client caches a file's attributes.
 """
 
 from __future__ import annotations
@@ -25,18 +25,21 @@ Check = Callable[[int, memoryview], None]
 
 
 class MappedFile:
-    """A file's bytes, to be read after `look` and, where that asks for it, `check`.
+    """A file's bytes, to be read after `has_unverified` and, where that is true, `verify`.
 
     size: bytes it must have. says: who says so, and why it is asked for, for messages. check: sees each
     block of BLOCK_BYTES once before it is used. has_checksums: `check` notices any change; where it does not,
     a file with a new date is taken for changed. Raises UserError if the file is missing or of another size.
+
+    time: when the file was last written to, in ns.
     """
 
     def __init__(
         self, path: Path, size: int, says: str, remedy: str, check: Check, has_checksums: bool = True
     ) -> None:
         self.path, self.size, self._has_checksums = path, size, has_checksums
-        self._remedy, self._check_block = remedy, check
+        self._remedy, self._check = remedy, check
+        self._name = os.fspath(path)  # a Path is turned into one at each call, which costs as much as stat
         try:
             with path.open("rb") as file:
                 self._stamp = os.fstat(file.fileno())
@@ -45,27 +48,21 @@ class MappedFile:
                         f"{path}: {self._stamp.st_size} bytes, {says} says {size}; the file was cut or "
                         f"written over; {remedy}"
                     )
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
             raise cannot_read(path, error, f"{says} lists it: {remedy}") from error
-        self.bytes = np.frombuffer(self._map, dtype=np.uint8)
-        self.blocks = -(-size // BLOCK_BYTES)
-        self._unchecked = np.ones(self.blocks, dtype=bool)
-        self._left = self.blocks
+        self.bytes, self.time = np.frombuffer(content, dtype=np.uint8), self._stamp.st_mtime_ns
+        self._unverified = np.ones(-(-size // BLOCK_BYTES), dtype=bool)
+        self._left = self._unverified.size
 
-    @property
-    def time(self) -> int:
-        """When the file was last written to, in ns."""
-        return self._stamp.st_mtime_ns
-
-    def look(self) -> bool:
-        """Before each read: whether some blocks are unchecked, so that `check` must come first.
+    def has_unverified(self) -> bool:
+        """To be asked before each read: whether some blocks are unverified, so that `verify` must come first.
 
         Raises RunFault if the file was cut, replaced or removed since it was opened, or, where it has no
         checksums, has a new date.
         """
         try:
-            now = os.stat(self.path)
+            now = os.stat(self._name)
         except OSError as error:
             is_denied = isinstance(error, PermissionError)
             remedy = f"ask {owner_of(self.path)} for read access to it" if is_denied else self._remedy
@@ -88,22 +85,23 @@ class MappedFile:
                 "let nothing write to the data of a running job"
             )
         # The same file with a new date: touched only, if the blocks are still what they were.
-        self._unchecked[:], self._left, self._stamp = True, self.blocks, now
+        self._unverified[:], self._left, self._stamp = True, self._unverified.size, now
         return True
 
-    def check(self, first: np.ndarray, end: np.ndarray) -> None:
-        """Check the blocks under the byte ranges first[i] .. end[i] - 1, those not yet checked."""
-        low, high = first // BLOCK_BYTES, (end - 1) // BLOCK_BYTES
+    def verify(self, begin: int | np.ndarray, end: int | np.ndarray) -> None:
+        """Checks the blocks under bytes begin .. end-1, those not yet verified; arrays: of several ranges."""
+        low, high = np.atleast_1d(begin) // BLOCK_BYTES, (np.atleast_1d(end) - 1) // BLOCK_BYTES
         for step in range(int((high - low).max(initial=-1)) + 1):
             blocks = np.minimum(low + step, high)
-            self._check_blocks(np.unique(blocks[self._unchecked[blocks]]))
+            self._verify_blocks(np.unique(blocks[self._unverified[blocks]]))
 
-    def check_all(self) -> None:
-        """Check every block that was not checked yet."""
-        self.look()
-        self._check_blocks(np.flatnonzero(self._unchecked))
+    def verify_all(self) -> int:
+        """Checks every block that was not verified yet; returns the number of all."""
+        self.has_unverified()
+        self._verify_blocks(np.flatnonzero(self._unverified))
+        return self._unverified.size
 
-    def _check_blocks(self, blocks: np.ndarray) -> None:
+    def _verify_blocks(self, blocks: np.ndarray) -> None:
         if not blocks.size:
             return
         buffer = memoryview(bytearray(min(BLOCK_BYTES, self.size)))
@@ -114,8 +112,8 @@ class MappedFile:
                     begin = block * BLOCK_BYTES
                     content = buffer[: min(BLOCK_BYTES, self.size - begin)]
                     self._fill(file.fileno(), content, begin)
-                    self._check_block(block, content)
-                    self._unchecked[block] = False
+                    self._check(block, content)
+                    self._unverified[block] = False
                     self._left -= 1
         except OSError as error:
             raise RunFault(f"{self.path}: cannot be read ({error.strerror})") from error

@@ -47,7 +47,7 @@ def test_each_label_of_each_row_is_a_target_or_not_as_its_token_is(
     tmp_path_factory: pytest.TempPathFactory, documents: list[Document], length: int, shard_bytes: int
 ) -> None:
     reader, stream = write(tmp_path_factory.mktemp("shards"), documents, shard_bytes)
-    assert reader.has_targets == (not all(stream))
+    assert reader.has_mask == (not all(stream))
     count = reader.period // length
     targets = reader.targets(np.arange(count)[::-1], length)
     read = reader.read_targets(1, len(stream))
@@ -124,4 +124,4 @@ def test_folders_without_bits_in_their_index_are_read(tmp_path: Path) -> None:
     index = json.loads((tmp_path / "index.json").read_text())
     del index["shards"][0]["mask"], index["checksum"]
     (tmp_path / "index.json").write_text(json.dumps({**index, "version": 1}))
-    assert not ShardReader(tmp_path).has_targets
+    assert not ShardReader(tmp_path).has_mask
