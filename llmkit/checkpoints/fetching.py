@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,7 +67,28 @@ def at_hand(url: str, environment: Mapping[str, str]) -> str:
     copies = copies_at(url)
     cache = environment.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     place = xxhash.xxh64(copies.store.url.encode()).hexdigest()
-    return str(_newest_good(copies, Path(cache, "llmkit", "copies", f"{place}-{copies.all.run}")))
+    root = Path(cache, "llmkit", "copies", f"{place}-{copies.all.run}")
+    with _alone(root):
+        return str(_newest_good(copies, root))
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Lets one process at a time fetch into a folder of the cache: all ranks of a command want the same.
+
+    Others wait. Raises UserError where the folder cannot be written.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = open(root / ".lock", "ab")  # noqa: SIM115
+    except OSError as error:
+        raise UserError(
+            f"{root} cannot be written ({error.strerror}); name another folder for caches in XDG_CACHE_HOME"
+        ) from error
+    with lock:
+        with suppress(OSError):  # of a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def copies_at(url: str) -> Copies:

@@ -7,6 +7,7 @@ import base64
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
+from threading import Event
 from typing import Any
 
 from llmkit.copies.outgoing import Outgoing, md5
@@ -167,17 +168,31 @@ class FileDriver:
     def put(self, url: str, content: Outgoing, traffic: Traffic) -> bool:
         """See `Driver.put`."""
         path = self._filesystem._strip_protocol(url)
+        # Others show a file only when all of it is there.
+        shows_parts = not {"file", "sftp"}.isdisjoint(self._filesystem.protocol)
+        place = f"{path}.part" if shows_parts else path
 
-        def write() -> None:
-            if "file" in self._filesystem.protocol or "sftp" in self._filesystem.protocol:
+        def write(given_up: Event) -> None:
+            if shows_parts:
                 self._filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
-            with self._filesystem.open(path, "wb", block_size=content.part_bytes) as file:
+                if self._filesystem.exists(place):  # an attempt that hangs may write into it yet
+                    self._filesystem.rm_file(place)
+            with self._filesystem.open(place, "wb", block_size=content.part_bytes) as file:
                 for part in content.parts():
                     file.write(part)
                     traffic.sent += len(part)
+            if shows_parts and not given_up.is_set():
+                self._filesystem.mv(place, path)
             self._filesystem.invalidate_cache()
 
-        traffic.try_again(lambda: self._limited(write, traffic))
+        def attempt() -> None:
+            given_up = Event()
+            try:
+                self._limited(lambda: write(given_up), traffic)
+            finally:
+                given_up.set()
+
+        traffic.try_again(attempt)
         return False
 
     def delete(self, url: str, traffic: Traffic) -> None:

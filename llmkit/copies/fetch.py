@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import xxhash
@@ -18,9 +20,14 @@ PREFIX = ".fetching-"
 """Before the name of a checkpoint that is being fetched; what is there of it is not fetched again."""
 
 
+def aside(copy: Copy, root: Path) -> Path:
+    """The folder beside the checkpoints in which a copy becomes one."""
+    return root / f"{PREFIX}{copy.name}"
+
+
 def begin(copy: Copy, root: Path) -> Path:
-    """Makes the folder beside the checkpoints in which a copy becomes one. Raises RunFault."""
-    folder = root / f"{PREFIX}{copy.name}"
+    """Makes the folder in which a copy becomes a checkpoint. Raises RunFault."""
+    folder = aside(copy, root)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.iterdir():
@@ -55,6 +62,13 @@ def finish(copy: Copy, folder: Path) -> Path:
     except OSError as error:
         raise RunFault(f"cannot rename {folder} to {final}: {error.strerror}") from error
     return final
+
+
+def forget(root: Path) -> None:
+    """Removes what was fetched of copies that became no checkpoint. root: the folder of checkpoints."""
+    with suppress(OSError):
+        for left in root.glob(f"{PREFIX}step-*"):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def fetch_record(store: Store, catalogue: Catalogue, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from llmkit.checkpoint.read import folders
@@ -43,7 +44,7 @@ def bring_back(launch: Launch, folder: RunFolder, note: Callable[[str], None]) -
         if problem := _fetch(store, copy, folder, mesh, note):
             note(f"the copy of {copy.name} at {store} is not usable: {problem}")
             continue
-        on_rank_zero(mesh, lambda: _fetch_record(store, found, folder))
+        on_rank_zero(mesh, partial(_finish, store, found, copy, folder))
         return {"step": copy.step, "path": copy.name, "source": str(store)}
     raise RunFault(
         f"none of the {len(found.complete)} copies at {store} is usable; bring a checkpoint into "
@@ -94,15 +95,15 @@ def _ask(url: str, launch: Launch, folder: RunFolder, note: Callable[[str], None
 
 
 def _fetch(store: Store, copy: Copy, folder: RunFolder, mesh: Mesh, note: Callable[[str], None]) -> str:
-    """Fetches a copy as a checkpoint of the run folder; returns why it cannot be used, or "". Collective."""
+    """Fetches a copy beside the checkpoints; returns why it cannot be used, or "". Collective."""
 
     def begin() -> str:
         folder.require_space(copy.size)
         note(f"fetching {copy.name} from {store}, {copy.size:,} bytes")
         return str(fetch.begin(copy, folder.checkpoints))
 
-    aside = folder.checkpoints / on_rank_zero(mesh, begin).rpartition("/")[2]
-    problem = ""
+    on_rank_zero(mesh, begin)
+    aside, problem = fetch.aside(copy, folder.checkpoints), ""
     with fail_together(mesh):
         try:
             fetch.fetch_share(store, copy, aside, mesh.rank, mesh.world_size)
@@ -112,17 +113,17 @@ def _fetch(store: Store, copy: Copy, folder: RunFolder, mesh: Mesh, note: Callab
             raise RunFault(
                 f"{copy.name} cannot be fetched from {store} ({error}); what is here of it stays: start again"
             ) from error
-    if problems := [each for each in mesh.all_gather_text(problem) if each]:
-        return problems[0]
-    on_rank_zero(mesh, lambda: str(fetch.finish(copy, aside)))
-    return ""
+    return next(filter(None, mesh.all_gather_text(problem)), "")
 
 
-def _fetch_record(store: Store, found: Catalogue, folder: RunFolder) -> str:
+def _finish(store: Store, found: Catalogue, copy: Copy, folder: RunFolder) -> str:
+    """Fetches the record, then gives the checkpoint its name: a start that finds one fetches nothing more."""
     try:
         fetch.fetch_record(store, found, folder.path)
     except FailedError as error:
         raise RunFault(
             f"the record of the run cannot be fetched from {store} ({error}); start again"
         ) from error
-    return ""
+    path = fetch.finish(copy, fetch.aside(copy, folder.checkpoints))
+    fetch.forget(folder.checkpoints)
+    return str(path)

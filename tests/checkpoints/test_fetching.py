@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from llmkit.checkpoint.read import load
+from llmkit.checkpoints.fetching import at_hand
 from llmkit.cli import main
+from llmkit.errors import UserError
 from tests.checkpoints.test_copying import copied, fetched
 
 
@@ -51,3 +55,27 @@ def test_a_url_names_a_model(url: str, project: Path, capsys: pytest.CaptureFixt
     assert main(["evaluate", f"{url}@step-8"]) == 0
     assert "fetching" not in capsys.readouterr().err
     assert len(list((project / "cache/llmkit/copies").iterdir())) == 1
+
+
+def test_processes_of_one_command_fetch_once(
+    url: str, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the ranks of `torchrun llmkit evaluate URL`: the others wait, and find it."""
+    environment, both = {"XDG_CACHE_HOME": str(project / "ranks")}, threading.Barrier(2)
+
+    def rank(number: int) -> str:
+        both.wait()
+        return at_hand(url, environment)
+
+    with ThreadPoolExecutor(2) as ranks:
+        first, second = ranks.map(rank, range(2))
+    assert first == second and list(load(Path(first)).problems()) == []
+    assert capsys.readouterr().err.count("fetching step-00000008") == 1
+    (root,) = (project / "ranks/llmkit/copies").iterdir()
+    assert sorted(path.name for path in root.iterdir()) == [".lock", "step-00000008"]
+
+
+def test_a_cache_that_cannot_be_written_is_named(url: str, project: Path) -> None:
+    (project / "file").touch()
+    with pytest.raises(UserError, match=r"cannot be written .*XDG_CACHE_HOME"):
+        at_hand(url, {"XDG_CACHE_HOME": str(project / "file")})

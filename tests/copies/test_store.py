@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from llmkit.data.sources.attempts import FailedError
 from llmkit.errors import RunFault, UserError
 from tests.copies.conftest import QUICK, content_of, outgoing
 from tests.copies.stores import PutServer, S3Store
+from tests.limits import HANG
 
 SIZES = [1, 2 * BLOCK, 3 * BLOCK - 7]
 
@@ -122,6 +125,38 @@ def test_a_store_that_takes_nothing_is_given_up(kind: str, request: pytest.Fixtu
         Store(url, traffic).put("a.bin", outgoing(content_of(3 * BLOCK)))
     assert server.writes and traffic.sent < 3 * BLOCK
     server.released.set()
+
+
+def test_a_file_keeps_its_content_until_the_new_one_is_complete(traffic: Traffic, tmp_path: Path) -> None:
+    """A kill in the midst of writing the catalogue leaves the one before; an attempt that hangs changes
+    nothing later."""
+    store, going = Store(f"file://{tmp_path}/store", traffic), threading.Event()
+    store.put("a.json", outgoing(b"old"))
+    seen = list[bytes]()
+
+    class Slow(Outgoing):
+        def parts(self) -> Iterator[bytes]:
+            yield b"n"
+            seen.append((tmp_path / "store/a.json").read_bytes())
+            yield b"ew"
+
+    store.put("a.json", Slow(stored("a.json", b"new"), b"new"))
+    assert seen == [b"old"] and store.text("a.json") == b"new"
+
+    class Hanging(Outgoing):
+        def parts(self) -> Iterator[bytes]:
+            yield b"lat"
+            assert going.wait(HANG)
+            yield b"e"
+
+    quick = Store(store.url, Traffic(QUICK._replace(retries=0, stall_seconds=0.1)))
+    with pytest.raises(FailedError, match=r"no answer in 0\.1 s"):
+        quick.put("a.json", Hanging(stored("a.json", b"late"), b"late"))
+    left = [thread for thread in threading.enumerate() if thread.name == "llmkit-fetch"]
+    going.set()
+    for thread in left:
+        thread.join(HANG)
+    assert store.text("a.json") == b"new"
 
 
 def test_a_stop_ends_all_attempts(web: PutServer, traffic: Traffic) -> None:

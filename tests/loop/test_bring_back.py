@@ -70,6 +70,25 @@ def refused_where_others_go_on(put_server: PutServer, copy_to: str) -> None:
     assert steps(f"{put_server.url}/tiny")[-1] == 12
 
 
+def test_a_start_that_could_not_fetch_the_record_is_repeated_as_a_whole(
+    copying_project: Path,
+    put_server: PutServer,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A checkpoint without the record would go on as a run that has none."""
+    copy_to = f"checkpoint.copy_to={put_server.url}"
+    assert train(copy_to, "train.max_steps=6") == 0
+    before, started = rows(), events("start")
+    shutil.rmtree("runs")
+    (path,) = (path for path in put_server.files if path.endswith("/metrics.jsonl"))
+    content = put_server.files.pop(path)
+    assert train(copy_to, "train.max_steps=6") == 1
+    assert "the record of the run cannot be fetched" in capsys.readouterr().err
+    put_server.files[path] = content
+    assert train(copy_to, "train.max_steps=6") == 0
+    assert rows() == before and events("start") == started
+
+
 def test_damaged_copies_are_passed_over(
     copying_project: Path,
     put_server: PutServer,
@@ -84,6 +103,7 @@ def test_damaged_copies_are_passed_over(
     assert [row["step"] for row in events("fetched")] == [10]
     assert "the copy of step-00000012 at" in capsys.readouterr().out
     assert len(losses()) == 12
+    assert not list(Path("runs/tiny/checkpoints").glob(".*"))
     shutil.rmtree("runs")
     for path in put_server.files:
         if "/pieces" in path:
