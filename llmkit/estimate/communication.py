@@ -146,16 +146,33 @@ def pipeline(work: Workload, fleet: Fleet) -> tuple[float, float]:
     return 2.0 * work.chunks * hop * HOPS_EXPOSED, (work.pipeline - 1) / (work.chunks * work.micro_batches)
 
 
-def host_traffic(work: Workload) -> Sent:
-    """Of a step with offloading: gradients to the host, weights from it, and the host's update of its share.
+def host_traffic(work: Workload, computed: Computing) -> Sent:
+    """Of a step with offloading: what device and host send each other, and the host's update of its share.
 
-    ZeRO-Offload (Ren et al. 2021): gradients leave during the backward pass, the rest is waited for.
+    Both ways at once run beside computing; that the host updates, and weights come back from it, is waited
+    for (ZeRO-Offload, Ren et al. 2021).
     """
     if not work.offload:
         return Sent()
+    there, here = host_bytes(work)
+    seconds, room = max(there, here) / HOST_BANDWIDTH, computed.total * work.micro_batches
     mine = work.trained / work.data_parallel
-    there = mine * work.exchange.gradient_bytes / HOST_BANDWIDTH
-    return Sent(mine * WEIGHT / HOST_BANDWIDTH + mine * HOST_UPDATE, there)
+    back = mine * WEIGHT / HOST_BANDWIDTH if work.zero < 3 else 0.0
+    return Sent(max(0.0, seconds - room) + back + mine * HOST_UPDATE, min(seconds, room))
+
+
+def host_bytes(work: Workload) -> tuple[float, float]:
+    """Bytes of a rank that go to the host in a step, and that come from it before the update.
+
+    DeepSpeed adds up gradients on the device and sends the sums, but at stage 3, and in fp32: there each
+    micro-batch reads the sums from the host and writes them to it (read in its source). At stage 3 weights
+    lie there, too, and come for every forward and every backward pass (ZeRO-Infinity, Rajbhandari et al.
+    2021).
+    """
+    sums = work.trained / work.data_parallel * work.exchange.gradient_bytes
+    times = work.micro_batches if work.zero == 3 or work.value_bytes == 4 else 1.0
+    weights = 2.0 * work.micro_batches * work.parameters / work.data_parallel * WEIGHT
+    return sums * times, sums * (times - 1.0) + (weights if work.zero == 3 else 0.0)
 
 
 def data_spread(work: Workload, fleet: Fleet) -> Spread:

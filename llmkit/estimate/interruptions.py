@@ -12,6 +12,8 @@ DEVICE_HOURS = 16_384 * 54 * 24 / 419
 """Device-hours between two interruptions of a run, by `LLAMA_3`: 50,700."""
 RESTART_SECONDS = 600.0
 """From a failure to the next step, which is assumed: the watchdog, the scheduler, reading the checkpoint."""
+LARGEST_EXPONENT = 700.0
+"""Beyond it e^x is no floating-point number."""
 YOUNG = "Young 1974, A first order approximation to the optimum checkpoint interval, CACM 17(9)"
 DALY = "Daly 2006, A higher order estimate of the optimum checkpoint interval for restart dumps, FGCS 22(3)"
 
@@ -40,6 +42,10 @@ def daly_interval(stall: float, between: float) -> float:
 def lost_share(interval: float, stall: float, between: float, restart: float = RESTART_SECONDS) -> float:
     """Share of the time that is spent neither on steps nor kept: saves, steps done again, restarts.
 
-    To first order: a save an interval, and of each failure half an interval and a restart.
+    Of failures at random, M seconds apart, with restarts of R: an interval of t with its save takes
+    M e^(R / M) (e^((t + d) / M) - 1) seconds on average (Daly 2006: the cost function of complete time).
     """
-    return min(1.0, stall / (interval + stall) + (interval / 2.0 + restart) / between)
+    exponent = (interval + stall) / between
+    if exponent + restart / between > LARGEST_EXPONENT:
+        return 1.0
+    return 1.0 - interval / (between * math.exp(restart / between) * math.expm1(exponent))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from llmkit.config.memory import show_bytes
 from llmkit.estimate.collectives import Spread
-from llmkit.estimate.communication import HOST_BANDWIDTH, WEIGHT, data_spread
+from llmkit.estimate.communication import HOST_BANDWIDTH, WEIGHT, data_spread, host_bytes
 from llmkit.estimate.computing import (
     KERNELS,
     attention_flops,
@@ -118,8 +118,11 @@ def _gradients(work: Workload, fleet: Fleet, _: Constants) -> str:
 
 
 def _offload(work: Workload, fleet: Fleet, _: Constants) -> str:
-    mine = work.trained / work.data_parallel
-    return f"{mine:.4g} parameters: gradients and weights at {HOST_BANDWIDTH / 1e9:g} GB/s, the host's update"
+    there, here = host_bytes(work)
+    return (
+        f"{show_bytes(there)} to the host and {show_bytes(here)} from it at {HOST_BANDWIDTH / 1e9:g} GB/s, "
+        f"less all computing; then its update of {work.trained / work.data_parallel:.4g} parameters"
+    )
 
 
 def _pipeline(work: Workload, fleet: Fleet, _: Constants) -> str:
@@ -175,7 +178,7 @@ _PARTS: Mapping[str, tuple[Numbers, str]] = {
     "context parallelism": (_context, f"Liu et al. 2023; {DATA_SHEETS}"),
     "gathers of ZeRO-3": (_gathers, f"Rajbhandari et al. 2020, Zhao et al. 2023; {DATA_SHEETS}"),
     "gradients and weights": (_gradients, f"Li et al. 2020, Rajbhandari et al. 2020; {DATA_SHEETS}"),
-    "offload": (_offload, "Ren et al. 2021; rates assumed"),
+    "offload": (_offload, "Ren et al. 2021, Rajbhandari et al. 2021, DeepSpeed's source; rates assumed"),
     "pipeline": (_pipeline, "Narayanan et al. 2021"),
     "optimizer": (_optimizer, "counted; Jordan et al. 2024 for Muon"),
 }

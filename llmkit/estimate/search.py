@@ -32,6 +32,8 @@ Chosen = dict[str, Any]
 MICRO_BATCH, WORLD = "train.micro_batch_size", "parallel.world_size"
 HOST_SHARE = 3.0
 """A host's memory, over that of its devices, where it is not known: as of a DGX H100 (2 TB, 8 x 80 GB)."""
+HOST_WORTH = 0.1
+"""What a missing byte of a host's memory counts beside one of a device's: it is easier to add."""
 SPARE = 0.05
 """Share of a device's memory that a layout leaves free, as activations are estimated to 10 %, and context and
 fragmentation are assumed."""
@@ -149,9 +151,9 @@ class Candidate:
         return self.memory.device_bytes <= (1.0 - SPARE) * self.memory.available
 
     def shortage(self, ground: Ground) -> float:
-        """Bytes that are missing of the device and of its part of the host."""
+        """Bytes that are missing of the device, and `HOST_WORTH` of those of its part of the host."""
         device = self.memory.device_bytes - (1.0 - SPARE) * self.memory.available
-        return max(0.0, device) + max(0.0, self.memory.host_bytes - ground.host_room)
+        return max(0.0, device) + HOST_WORTH * max(0.0, self.memory.host_bytes - ground.host_room)
 
     @property
     def settings(self) -> Chosen:
@@ -178,7 +180,7 @@ class Candidate:
 class Found:
     """What a search has found.
 
-    fitting: the candidates that fit, the best first. nearest: of those that do not the one that needs least
+    fitting: the candidates that fit, the best first. nearest: of those that do not the one that lacks least
     memory; None where all fit, or all are refused. refused: why, for each layout that is none.
     """
 

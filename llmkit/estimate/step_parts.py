@@ -50,7 +50,7 @@ def step_parts(
         "context parallelism": context_parallel(work, fleet, beside).times(micro),
         "gathers of ZeRO-3": sharded_weights(work, fleet, beside).times(micro),
         "gradients and weights": gradients(work, fleet, beside),
-        "offload": host_traffic(work),
+        "offload": host_traffic(work, beside),
     }
     parts = _computed(computed, micro)
     parts["accumulation"] = rates.accumulated(work.trained, work.accumulates) * micro

@@ -43,4 +43,6 @@ def deepspeed_buffers(
         found["gradient bucket"] += bucket * summed  # the bucket as it is sent
     if layout.offload != "none":
         found["gradient on its way to the host"] = largest * BYTES[precision.weights]
+    if layout.offload != "none" and precision.keeps_masters:  # a rank's share, added up on the device
+        found["gradients of a step"] = summed * trained // layout.data_parallel_size
     return found

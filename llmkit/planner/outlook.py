@@ -8,6 +8,7 @@ from typing import Any
 
 from llmkit.config.memory import checkpoint_bytes, show_bytes
 from llmkit.data.shards.format import token_dtype
+from llmkit.errors import UserError
 from llmkit.estimate import interruptions
 from llmkit.estimate.communication import HOST_BANDWIDTH
 from llmkit.estimate.expense import Expense, expense
@@ -19,6 +20,8 @@ from llmkit.monitor.cost import Prices
 from llmkit.plan.plan import Plan
 from llmkit.precision import BYTES
 
+HOPELESS = 0.99
+"""Share of the time lost to saves and failures from which on a run counts as one that never ends."""
 DISK_BANDWIDTH = 2e9
 """Bytes a second that a node writes to a shared disk (assumed; `llmkit doctor` measures it)."""
 
@@ -65,7 +68,7 @@ class Outlook:
 
 
 def outlook(candidate: Candidate, question: Question) -> Outlook:
-    """The run of a candidate that fits."""
+    """The run of a candidate that fits. Raises UserError where failures leave no time for it."""
     plan, fleet, step = candidate.plan, candidate.fleet, candidate.time
     steps = math.ceil(question.tokens / plan.tokens_per_step)
     saved = checkpoint_size(plan)
@@ -73,8 +76,14 @@ def outlook(candidate: Candidate, question: Question) -> Outlook:
     between = seconds_between(question.device_hours, fleet.size)
     interval = max(step.seconds, daly_interval(stall.value, between))
     lost = lost_share(interval, stall.value, between)
+    if lost > HOPELESS:
+        raise UserError(
+            f"plan: a run on {_devices(fleet)} never ends: one of them fails every {between:.3g} s "
+            f"({question.device_hours:,.4g} device-hours between failures, --mtbf), and a restart takes "
+            f"{interruptions.RESTART_SECONDS:.0f} s; plan for fewer devices, or for ones that fail less often"
+        )
     alone = steps * step.seconds
-    longer = 1.0 / max(1e-9, 1.0 - lost)
+    longer = 1.0 / (1.0 - lost)
     seconds = alone * longer
     spent = expense(seconds, fleet.size, fleet.device.watts or None, question.prices)
     rate = "given" if question.given_rate else LLAMA_3
@@ -88,7 +97,7 @@ def outlook(candidate: Candidate, question: Question) -> Outlook:
         stall,
         Term(
             "between failures", between, "s",
-            f"{question.device_hours:,.0f} device-hours / {_devices(fleet)}", rate,
+            f"{question.device_hours:,.6g} device-hours / {_devices(fleet)}", rate,
         ),
         Term(
             "between saves", interval, "s",
@@ -97,10 +106,10 @@ def outlook(candidate: Candidate, question: Question) -> Outlook:
         ),
         Term(
             "lost", lost, "share",
-            f"{stall.value:.3g} s of {interval + stall.value:.4g} s for saves + half an interval and "
-            f"{interruptions.RESTART_SECONDS:.0f} s a failure", "first order; the restart is assumed",
+            f"saves of {stall.value:.3g} s, steps done again and {interruptions.RESTART_SECONDS:.0f} s of "
+            "each restart: 1 - t / (M e^(R / M) (e^((t + d) / M) - 1))", f"{DALY}; the restart is assumed",
         ),
-        _as_configured(candidate, stall.value, between),
+        _as_configured(candidate, alone, stall.value, between),
         Term("time", seconds, "s", f"{alone:.4g} s / (1 - {lost:.3g})"),
         *_expenses(spent, candidate, question.prices),
         *_needs(candidate, question, saved.value),
@@ -133,14 +142,15 @@ def _stall(saved: float, candidate: Candidate) -> Term:
     )  # fmt: skip
 
 
-def _as_configured(candidate: Candidate, stall: float, between: float) -> Term:
-    """What is lost where the run saves as often as its configuration says, instead."""
+def _as_configured(candidate: Candidate, alone: float, stall: float, between: float) -> Term:
+    """What is lost where the run saves as often as its configuration says, instead. alone: seconds of all
+    steps."""
     checkpoint, step = candidate.plan.config.checkpoint, candidate.time.seconds
     spans = [checkpoint.every_steps * step, checkpoint.every_minutes * 60.0]
-    interval = min((span for span in spans if span), default=math.inf)
-    if math.isinf(interval):
-        return Term("lost as configured", 1.0, "share", "nothing is saved before the end")
+    interval = min([alone, *filter(None, spans)])
     formula = f"the same with a save every {interval:.4g} s (checkpoint.every_steps, every_minutes)"
+    if interval == alone:
+        formula = "the same with no save before the end (checkpoint.every_steps, every_minutes)"
     return Term("lost as configured", lost_share(interval, stall, between), "share", formula)
 
 

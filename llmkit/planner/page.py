@@ -23,7 +23,7 @@ def page(study: Study, best: int) -> Iterator[str]:
     plan, fleet = study.best.plan, study.fleet
     yield f"{study.path}: {words.model(plan)}, on {words.fleet(fleet)}"
     rows = plan.config.train.global_batch_size
-    yield f"a step: {rows:,} rows, {plan.tokens_per_step:,} tokens, {plan.precision}"
+    yield f"a step: {rows:,} row{'s' * (rows > 1)}, {plan.tokens_per_step:,} tokens, {plan.precision}"
     if study.subject.assumed:
         given = ", ".join(override(path, value) for path, value in study.subject.assumed.items())
         yield f"assumed, as {study.path} leaves it open: {given}"
@@ -56,6 +56,12 @@ def _layouts(study: Study, best: int) -> Iterator[str]:
     step, count = study.best.time, len(study.found.fitting)
     reasons = f" ({', '.join(step.unsure)})" if step.unsure else ""
     yield f"{count} layouts fit; of each way to share the run out the fastest is shown"
+    if fill := study.best.plan.padding_rows:
+        rows_given = study.best.plan.config.train.global_batch_size
+        yield (
+            f"{fill:,} of the {rows_given + fill:,} rows that layout 1 computes in a step only fill: "
+            f"train.global_batch_size is {rows_given:,}, which its ranks do not divide"
+        )
     span = f"{words.seconds(step.low)} to {words.seconds(step.high)}"
     yield f"a step of 1: {span}, +-{step.spread:.0%}{reasons}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 
 from llmkit.config.load import Loaded
 from llmkit.config.memory import show_bytes
@@ -24,13 +25,17 @@ def remedies(loaded: Loaded, ground: Ground, found: Found) -> str:
     memory = nearest.memory
     parts = ", ".join(f"{term.name} {show_bytes(term.value)}" for term in memory.device if term.value)
     there = f"{show_bytes(fleet.device.memory)} of the {fleet.device.name} ({SPARE:.0%} stay free)"
+    ways = []
     if memory.host_bytes > ground.host_room:
         host = f"{show_bytes(memory.host_bytes)} of {show_bytes(ground.host_room)}"
-        there += f", and {host} of its part of the host's memory (--host-memory)"
-    ways = [*_more_nodes(loaded, ground, found), *_larger_devices(loaded, ground, found)]
+        there += f", and {host} of its part of the host's memory"
+        if nearest.fits:
+            node = memory.host_bytes * fleet.devices_per_node
+            ways.append(f"{show_bytes(node)} of host memory for each node (--host-memory)")
+    ways += [*_more_nodes(loaded, ground, found), *_larger_devices(loaded, ground, found)]
     ways.append("a smaller model, or shorter rows (data.sequence_length)")
     return (
-        f"plan: {words.model(nearest.plan)}: no layout fits on {words.fleet(fleet)}: the least is "
+        f"plan: {words.model(nearest.plan)}: no layout fits on {words.fleet(fleet)}: the nearest one needs "
         f"{show_bytes(memory.device_bytes)} a process ({words.layout(nearest.plan)}: {parts}) of {there}; it "
         f"would take {' or '.join(ways)}"
     )
@@ -61,9 +66,11 @@ def _fits(loaded: Loaded, ground: Ground, found: Found) -> bool:
     """Whether one of the layouts that need least memory fits on another fleet."""
     assert found.nearest is not None
     settings = found.nearest.settings
-    for stage in (3, settings["parallel.zero_stage"]):
-        engine = "deepspeed" if stage >= 2 else settings["parallel.engine"]
-        layout = settings | {"parallel.zero_stage": stage, "parallel.engine": engine, MICRO_BATCH: 1}
+    stages, offloads = {3, settings["parallel.zero_stage"]}, {"none", settings["parallel.offload"]}
+    for stage, offload in product(stages, offloads):
+        engine = "deepspeed" if stage >= 2 or offload != "none" else settings["parallel.engine"]
+        changed = {"zero_stage": stage, "engine": engine, "offload": offload}
+        layout = settings | {f"parallel.{name}": value for name, value in changed.items()} | {MICRO_BATCH: 1}
         try:
             found_there = candidate(loaded, ground, layout)
             if found_there.fits and found_there.memory.host_bytes <= ground.host_room:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 
 from llmkit.estimate.interruptions import (
@@ -33,4 +35,20 @@ def test_daly_comes_to_young_where_saves_are_quick():
 
 def test_saves_that_take_longer_than_failures_let_live():
     assert daly_interval(1000.0, 400.0) == 400.0
-    assert lost_share(400.0, 1000.0, 400.0) == 1.0
+    assert 0.98 < lost_share(400.0, 1000.0, 400.0) < 1.0
+    assert lost_share(400.0, 1000.0, 0.5) == 1.0, "no number overflows"
+
+
+@pytest.mark.parametrize(("interval", "between"), [(60.0, 1e6), (300.0, 3000.0), (50.0, 40.0)])
+def test_what_is_lost_is_what_a_simulation_loses(interval, between):
+    random, stall, restart, spent = Random(0), 5.0, 20.0, 0.0
+    intervals = 20_000
+    for _ in range(intervals):
+        while (failure := random.expovariate(1.0 / between)) < interval + stall:
+            spent += failure + restart
+            while (again := random.expovariate(1.0 / between)) < restart:  # a restart that fails, too
+                spent += again
+        spent += interval + stall
+    assert lost_share(interval, stall, between, restart) == pytest.approx(
+        1.0 - intervals * interval / spent, rel=0.03
+    )

@@ -98,6 +98,20 @@ def test_offloading_takes_the_update_to_the_host() -> None:
     assert "optimizer" not in found.parts
 
 
+def test_offloaded_weights_come_from_the_host_for_every_pass() -> None:
+    """8B on one GPU: weights twice, and sums of gradients, take longer than 8,192 tokens compute.
+
+    On a host's 20 GB/s 16 GB twice and 32 GB of fp32 sums are 3.2 s.
+    """
+    alone = replace(BASE, world=1, rows=64, micro_batch=1, offload=True, zero=3)
+    found, size = parts(alone), L8.num_parameters
+    come = (64 * 2 * 2 + 63 * 4) * size / 20e9
+    assert found.hidden["offload"] + found.parts["offload"] == pytest.approx(come + size * 0.5e-9)
+    assert found.parts["offload"] > found.seconds / 2
+    added_up_on_the_device = parts(replace(alone, zero=2)).parts["offload"]
+    assert added_up_on_the_device == pytest.approx(size * (2 / 20e9 + 0.5e-9))
+
+
 def test_a_sequence_of_sums_in_each_micro_batch_costs_more_than_one_a_step() -> None:
     once = replace(BASE, micro_batch=1)
     each = replace(once, exchange=Exchange(each_micro_batch=True, gathers_late=True))

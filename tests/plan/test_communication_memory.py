@@ -35,6 +35,14 @@ def test_stage_2_has_two_buckets_that_hold_the_largest_parameter_and_one_as_it_i
     assert buffers(2, LARGE, offload="cpu")["gradient on its way to the host"] == largest * 2
 
 
+def test_gradients_in_bf16_go_to_the_host_when_all_of_a_step_are_there() -> None:
+    """DeepSpeed adds up a rank's share in fp32 on the device; in fp32 it does on the host."""
+    for stage in (1, 2):
+        assert buffers(stage, LARGE, offload="cpu")["gradients of a step"] == LARGE.num_parameters
+        assert "gradients of a step" not in buffers(stage, LARGE)
+        assert "gradients of a step" not in buffers(stage, LARGE, "fp32", offload="cpu")
+
+
 def test_stage_3_gathers_all_of_a_small_model_and_what_is_used_again_soon_of_a_large_one() -> None:
     assert buffers(3)["gathered weights"] == 2 * SMALL.num_parameters
     found = buffers(3, LARGE)

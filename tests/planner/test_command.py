@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -127,6 +128,24 @@ def test_what_fits_nowhere_is_told_with_what_would_fit(capsys):
     assert "no layout fits on 16 x h100" in message
     assert " nodes of 8 or " in message and "a smaller model, or shorter rows" in message
     assert "\n" not in message.strip()
+
+
+def test_host_memory_that_is_missing_is_told(capsys):
+    """13B on one 4090 can be offloaded, to a host that has the memory."""
+    model = str(ROOT / "configs/models/gpt3-13b.yaml")
+    alone = (model, "--device", "rtx-4090", "--gpus-per-node", "1")
+    message = refusal(capsys, *alone)
+    found = re.search(r"it would take ([\d.,]+) GiB of host memory for each node \(--host-memory\)", message)
+    assert found is not None and "offload" in message
+    enough = str(float(found[1].replace(",", "")) + 1)
+    assert "ZeRO-3 x 1, offload" in plan(capsys, *alone, "--host-memory", enough)
+
+
+def test_rows_that_only_fill_are_told(capsys):
+    text = plan(capsys, SMALL, "--device", "h100", "train.global_batch_size=9")
+    found = re.search(r"(\d) of the (\d+) rows that layout 1 computes in a step only fill", text)
+    assert found is not None and int(found[2]) - int(found[1]) == 9
+    assert "only fill" not in plan(capsys, SMALL, "--device", "h100", "train.global_batch_size=16")
 
 
 def test_devices_of_ones_own(tmp_path, capsys):

@@ -9,6 +9,7 @@ import pytest
 
 from llmkit.api import load
 from llmkit.config.memory import checkpoint_bytes
+from llmkit.errors import UserError
 from llmkit.estimate.communication import HOST_BANDWIDTH
 from llmkit.estimate.devices import Hardware
 from llmkit.estimate.interruptions import daly_interval, lost_share
@@ -42,6 +43,21 @@ def test_time_is_steps_with_what_is_lost(best: Candidate):
     assert found.seconds == pytest.approx(found.steps * best.time.seconds / (1 - lost))
     assert found.failures == pytest.approx(found.seconds / between)
     assert found.low < found.seconds < found.high
+
+
+def test_a_run_that_never_ends_is_refused(best: Candidate):
+    with pytest.raises(UserError, match=r"a run on 64 devices never ends: one of them fails every 56.2 s"):
+        outlook(best, Question(1e11, Prices(), device_hours=1.0))
+
+
+def test_a_short_run_loses_no_more_than_itself(best: Candidate):
+    """It ends before its first save."""
+    question = Question(1e8, Prices())
+    terms = {term.name: term for term in outlook(best, question).terms}
+    between = terms["between failures"].value
+    lost = lost_share(24 * best.time.seconds, terms["stall of a save"].value, between)
+    assert terms["lost as configured"].value == pytest.approx(lost)
+    assert "no save before the end" in terms["lost as configured"].formula
 
 
 def test_expenses(best: Candidate):
