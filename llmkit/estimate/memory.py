@@ -28,6 +28,8 @@ PROCESS = int(3.0 * GIB)
 """Of the host for a process on a GPU: Python, PyTorch and CUDA's libraries. Assumed."""
 WORKER = int(0.3 * GIB)
 """Of the host for a process that prepares data. Assumed."""
+CHECKPOINT_COPY = "copy of a checkpoint"
+"""Name of a part of the host's memory."""
 STATE_SOURCE = "llmkit/plan/state_memory.py; compared with what engines allocate in every case of parity"
 KEPT_SOURCE = "llmkit/plan/activations.py; tests count the tensors that autograd saves"
 
@@ -134,7 +136,7 @@ def _host(plan: Plan, needs: Memory, on_cpu: bool) -> Iterator[Term]:
     if plan.config.checkpoint.background:
         whole = int(checkpoint_bytes(plan.kept_tensors) * plan.num_trained)
         text = f"{show_bytes(whole)} / {plan.layout.world_size:,} ranks, kept from one save to the next"
-        yield _bytes("copy of a checkpoint", whole // plan.layout.world_size, text, "checkpoint.background")
+        yield _bytes(CHECKPOINT_COPY, whole // plan.layout.world_size, text, "checkpoint.background")
     workers = plan.config.data.workers
     if isinstance(workers, int) and workers:
         text = f"{workers} workers x {show_bytes(WORKER)}"

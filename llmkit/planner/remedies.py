@@ -11,6 +11,7 @@ from llmkit.config.memory import show_bytes
 from llmkit.config.mistakes import listed
 from llmkit.errors import UserError
 from llmkit.estimate.devices import Hardware
+from llmkit.estimate.memory import CHECKPOINT_COPY
 from llmkit.estimate.search import MICRO_BATCH, SPARE, Found, Ground, candidate
 from llmkit.planner import words
 
@@ -32,6 +33,9 @@ def remedies(loaded: Loaded, ground: Ground, found: Found) -> str:
         if nearest.fits:
             node = memory.host_bytes * fleet.devices_per_node
             ways.append(f"{show_bytes(node)} of host memory for each node (--host-memory)")
+            copy = sum(term.value for term in memory.host if term.name == CHECKPOINT_COPY)
+            if copy and memory.host_bytes - copy <= ground.host_room:
+                ways.append(f"checkpoint.background=false, which keeps no copy of {show_bytes(copy)} there")
     ways += [*_more_nodes(loaded, ground, found), *_larger_devices(loaded, ground, found)]
     ways.append("a smaller model, or shorter rows (data.sequence_length)")
     return (

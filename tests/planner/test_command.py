@@ -139,6 +139,12 @@ def test_host_memory_that_is_missing_is_told(capsys):
     assert found is not None and "offload" in message
     enough = str(float(found[1].replace(",", "")) + 1)
     assert "ZeRO-3 x 1, offload" in plan(capsys, *alone, "--host-memory", enough)
+    assert "checkpoint.background" not in message, "72 GiB do not do without a copy of a checkpoint, either"
+    less = str(float(found[1].replace(",", "")) - 1)
+    assert "checkpoint.background=false, which keeps no copy of" in refusal(
+        capsys, *alone, "--host-memory", less
+    )
+    assert "offload" in plan(capsys, *alone, "--host-memory", less, "checkpoint.background=false")
 
 
 def test_rows_that_only_fill_are_told(capsys):
