@@ -50,6 +50,7 @@ class LaneSchedule(Iterable[LaneKey]):
         self._order, self._tables, self._start = order, dict(tables), start
         self.served = {source: served_lanes(table, rank, ranks) for source, table in tables.items()}
         """The lanes of each source, ascending."""
+        self._is_served = {source: np.isin(tables[source], lanes) for source, lanes in self.served.items()}
 
     def __iter__(self) -> Iterator[LaneKey]:
         begin, last = self._start, self._order.segments[-1]
@@ -65,7 +66,7 @@ class LaneSchedule(Iterable[LaneKey]):
         for source, table in self._tables.items():
             rounds, columns = table.shape
             positions = np.arange(begin, end)
-            is_served = np.isin(table, self.served[source])
+            is_served = self._is_served[source]
             positions = positions[np.asarray(is_served.any(axis=0))[positions % columns]]
             positions = positions[self._order.sources(positions) == source]
             turn = self._order.in_column(source, positions) % rounds

@@ -12,6 +12,7 @@ rows of its own lanes, and sends them through its pipe, which holds so many and 
 from __future__ import annotations
 
 import atexit
+import os
 import queue
 import threading
 import time
@@ -178,19 +179,17 @@ class Worker(Helper):
 
 
 def _work(pipe: Connection) -> None:
-    """A worker's life: sends rows, while a thread makes others, until the consumer closes the pipe."""
+    """A worker's life: makes rows, while a thread sends others, until the consumer closes the pipe."""
     raise_open_files()  # each lane has a file open
     sources, cursors, schedule, ahead = pipe.recv()
     made: queue.Queue[Any] = queue.Queue(ahead)
-    rows = make_rows(sources, cursors, schedule, {})
-    threading.Thread(target=_fill, args=(made, rows), daemon=True).start()
-    while (item := made.get()) is not None:
-        pipe.send(item)
+    threading.Thread(target=_send, args=(made, pipe), daemon=True).start()
+    _fill(made, make_rows(sources, cursors, schedule, {}))
     pipe.recv()
 
 
 def _fill(made: queue.Queue[Any], rows: Iterator[Any]) -> None:
-    """Puts the rows into the queue, then what ended them, if it is an error, and None."""
+    """Puts the rows into the queue, then the error that ended them, if there is one."""
     try:
         for row in rows:
             made.put(row)
@@ -198,7 +197,14 @@ def _fill(made: queue.Queue[Any], rows: Iterator[Any]) -> None:
         made.put(error)
     except Exception:  # a fault of this program: where the row is taken it shall be seen
         made.put(RuntimeError(f"in a process that tokenizes:\n{traceback.format_exc()}"))
-    made.put(None)
+
+
+def _send(made: queue.Queue[Any], pipe: Connection) -> None:
+    try:
+        while True:
+            pipe.send(made.get())
+    except OSError:  # the consumer has closed it, and this process may wait for room in the queue
+        os._exit(0)
 
 
 def _start_of(source: LiveSource, lane: int, cursor: JsonValue) -> Cursor:

@@ -72,9 +72,9 @@ def test_a_process_makes_the_rows_of_its_own_lanes_while_there_is_room() -> None
     thread.start()
     thread.join(0.2)
     assert len(source.reader.read_numbers) <= 6  # type: ignore[attr-defined]
-    found = [made.get() for _ in range(21)]
+    found = [made.get() for _ in range(20)]
     thread.join(HANG)
-    assert [key for key, _ in found[:20]] == [(0, 0)] * 20 and found[20] is None
+    assert [key for key, _ in found] == [(0, 0)] * 20 and made.empty()
     assert list(lanes) == [(0, 0)]
 
 
