@@ -71,7 +71,8 @@ class Chart:
 
 LOSS = Wanted(
     "Loss", "nats a target",
-    (Shown("loss", "training", smoothed=True), Shown("eval_loss", "held out", kind="dots")), marked=True,
+    (Shown("loss", "training", smoothed=True), Shown("eval_loss", "held out", kind="dots"),
+     Shown("eval_ema_loss", "held out, moving average", kind="dots")), marked=True,
 )  # fmt: skip
 STANDARD = (
     Wanted("Bits per byte, held out", "bits", (Shown("eval_bits_per_byte", "held out"),)),
@@ -84,8 +85,8 @@ STANDARD = (
         Shown("hfu", "HFU")), zero=True, factor=100.0),
     Wanted("Memory", "GiB", (Shown("peak_memory_gib", "peak"), Shown("reserved_memory_gib", "reserved")),
         zero=True),
-    Wanted("Time of a step", "s", (Shown("step_seconds", "all of it"), Shown("data_seconds", "waiting")),
-        zero=True),
+    Wanted("Time of a step", "s", (Shown("step_seconds", "all of it"), Shown("data_seconds", "waiting"),
+        Shown("step_seconds_predicted", "predicted")), zero=True),
     Wanted("Goodput", "% of the wall time", (Shown("goodput", "goodput"),), zero=True, factor=100.0),
     Wanted("Update to weight", "ratio of norms", (Shown("update_ratio", "all parameters"),), log=True),
     Wanted("Epochs", "", (Shown("epochs", "all sources"),), zero=True),

@@ -10,6 +10,7 @@ import torch
 
 from llmkit.checkpoint import read
 from llmkit.checkpoint.commit import commit
+from llmkit.checkpoint.keeping import Keep
 from llmkit.checkpoint.pieces import Piece
 from llmkit.checkpoint.read import ALONE
 from llmkit.checkpoint.stage import HostMemory, Snapshot, room_for, stage
@@ -32,7 +33,7 @@ def test_a_copied_snapshot_is_written_as_it_was_staged_though_training_goes_on(t
         weights.add_(100.0)
     writer = write(tmp_path, snapshot, ALONE)
     assert list(tmp_path.iterdir()) == [writer.folder] and read.newest(tmp_path, pytest.fail) is None
-    path = commit(writer, snapshot, 1, ALONE, pytest.fail)
+    path = commit(writer, snapshot, Keep(1), ALONE, pytest.fail)
     assert path == tmp_path / "step-00000007"
     checkpoint = read.load(path)
     assert checkpoint.read("w", "master").tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]

@@ -72,7 +72,7 @@ def test_a_check_that_spins_on_a_core_of_its_own_hangs(monkeypatch: pytest.Monke
 
 LINGERS = CHECKS + """
 os.close(1)
-end = time.monotonic() + 3.0
+end = time.monotonic() + 5.0
 while time.monotonic() < end:
     time.sleep(SLEEP)
 """
@@ -81,8 +81,8 @@ while time.monotonic() < end:
 def test_a_process_that_takes_its_time_to_end_has_found_what_it_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(supervise, "BLOCKED", 1.5 / HANG)
-    for seconds, state in (("0", "ok"), ("3", "fail")):
+    monkeypatch.setattr(supervise, "BLOCKED", 3.0 / HANG)
+    for seconds, state in (("0", "ok"), ("5", "fail")):
         code = LINGERS.replace("SLEEP", seconds)
         scope = Scope(".", seconds=HANG)
         found = run_checks(["well"], scope, lambda names, code=code: [sys.executable, "-c", code, *names])

@@ -42,7 +42,8 @@ def test_output_and_gradients(kind, affine, offset):
     wanted, gradients = reference(norm, x)
     torch.testing.assert_close(out.double(), wanted, rtol=1e-5, atol=1e-6)
     for name, each in {**dict(norm.named_parameters()), "x": x}.items():
-        torch.testing.assert_close(each.grad.double(), gradients[name], rtol=1e-4, atol=1e-5)
+        rounding = 2e-6 * float(gradients[name].abs().max())  # of terms that may cancel
+        torch.testing.assert_close(each.grad.double(), gradients[name], rtol=1e-4, atol=rounding)
 
 
 @pytest.mark.parametrize("offset", [0.0, 1.0])

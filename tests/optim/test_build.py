@@ -98,7 +98,7 @@ def test_a_step_multiplies_what_is_configured():
     for values in (StepValues(0.5, 0.25, 0.75), StepValues(1.0, 0.5, 0.5), StepValues()):
         set_values([optimizer], values)
         found = [(g["lr"], g["weight_decay"], g["momentum"]) for g in optimizer.param_groups]
-        rate, decay, momentum = values
+        rate, decay, momentum, _ = values
         assert found == [
             (0.5 * rate, 0.25 * decay, 0.8 * momentum), (0.125 * rate, 0.0, 0.8 * momentum),
         ]  # fmt: skip
