@@ -1,7 +1,7 @@
 """The format of token shards: the tokens of a collection of documents as flat files with checksums.
 
 A folder holds `index.json`, with a checksum over itself, and for each shard `NAME-00000.bin` (little-endian
-uint16 or uint32 tokens) and `NAME-00000.idx` (uint64 place of each document's first token in the shard, then
+uint16 or uint32 tokens) and `NAME-00000.idx` (uint64 offset of each document's first token in the shard, then
 the shard's length).
 The shards one after the other are the token stream: end-of-text, then every document followed by
 end-of-text. Where some tokens of a shard are no targets of the loss there is `NAME-00000.mask`, a bit a
@@ -36,7 +36,7 @@ class _Record(BaseModel):
 class ShardRecord(_Record):
     """What the index says of one shard; hashes are xxh64.
 
-    blocks: of each BLOCK_BYTES of the token file. offsets: of the file of documents' places. mask: of each
+    blocks: of each BLOCK_BYTES of the token file. offsets: of the file of documents' offsets. mask: of each
     BLOCK_BYTES of the target bits; empty = there are none, every token is a target.
     """
 

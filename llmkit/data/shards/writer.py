@@ -10,7 +10,15 @@ import numpy as np
 from pydantic import JsonValue
 from xxhash import xxh64, xxh64_hexdigest
 
-from llmkit.data.shards.format import BLOCK_BYTES, Index, ShardRecord, shard_name, stored_dtype, token_dtype
+from llmkit.data.shards.format import (
+    BLOCK_BYTES,
+    Index,
+    ShardRecord,
+    Suffix,
+    shard_name,
+    stored_dtype,
+    token_dtype,
+)
 from llmkit.errors import UserError
 from llmkit.files import sync_folder, write_atomic, write_sealed
 
@@ -44,52 +52,31 @@ class _BlockHashes:
         self._hash, self._filled = xxh64(), 0
 
 
-class _TargetBits:
-    """The target bits of a shard, written from the first token on that is no target.
+class _Mask:
+    """Which tokens of a shard are targets, packed in memory until the shard is closed."""
 
-    The file then begins with the bits of all the tokens before, which were targets.
-    """
+    def __init__(self) -> None:
+        self._targets, self._has_others = 0, False  # tokens before the first that is no target
+        self._packed, self._rest = bytearray(), np.empty(0, dtype=bool)  # the rest does not fill a byte yet
 
-    def __init__(self, path: Path, files: ExitStack) -> None:
-        self._path, self._files = path, files
-        self._file: BinaryIO | None = None
-        self._hashes, self._tokens = _BlockHashes(), 0
-        self._rest = np.empty(0, dtype=bool)  # bits that do not fill a byte yet
-
-    def add_targets(self, count: int) -> None:
-        """The next `count` tokens are targets."""
-        if self._file is not None:
-            self.add(np.ones(count, dtype=bool))
-        else:
-            self._tokens += count
-
-    def add(self, targets: np.ndarray) -> None:
-        """Append the next tokens' bits; (count,) bool."""
-        if self._file is None:
-            if targets.all():
-                self._tokens += targets.size
+    def add(self, count: int, targets: np.ndarray | None) -> None:
+        """The next `count` tokens; targets: (count,) bool, None = all are targets."""
+        if targets is None or targets.all():
+            if not self._has_others:
+                self._targets += count
                 return
-            self._file = self._files.enter_context(write_atomic(self._path))
-            for first in range(0, self._tokens, BLOCK_BYTES):
-                self._append(np.ones(min(BLOCK_BYTES, self._tokens - first), dtype=bool))
-        self._append(targets)
-
-    def finish(self) -> list[str]:
-        """Checksums of the blocks; empty if there is no file, as all tokens are targets."""
-        if self._file is not None:
-            self._write(np.packbits(self._rest, bitorder="little"))
-        return self._hashes.finish()
-
-    def _append(self, bits: np.ndarray) -> None:
-        bits = np.concatenate((self._rest, bits))
+            targets = np.ones(count, dtype=bool)
+        if not self._has_others:
+            self._packed, self._has_others = bytearray(b"\xff" * (self._targets // 8)), True
+            self._rest = np.ones(self._targets % 8, dtype=bool)
+        bits = np.concatenate((self._rest, targets))
         whole = bits.size - bits.size % 8
-        self._write(np.packbits(bits[:whole], bitorder="little"))
+        self._packed += np.packbits(bits[:whole], bitorder="little").data
         self._rest = bits[whole:]
 
-    def _write(self, packed: np.ndarray) -> None:
-        assert self._file is not None
-        self._file.write(packed.data)
-        self._hashes.update(packed.data)
+    def finish(self) -> bytearray:
+        """A bit a token, little-endian in its byte; empty if all tokens are targets."""
+        return self._packed + np.packbits(self._rest, bitorder="little").data
 
 
 class ShardWriter:
@@ -122,7 +109,7 @@ class ShardWriter:
         folder.mkdir(parents=True, exist_ok=True)
         self._begin()
         self._append(np.empty(0, dtype=np.int64))
-        self._bits.add_targets(1)
+        self._mask.add(1, None)
 
     def add(
         self,
@@ -151,11 +138,10 @@ class ShardWriter:
             self._begin()
         self._offsets.append(self._tokens)
         self._append(tokens)
-        if targets is None and end_is_target:
-            self._bits.add_targets(tokens.size + 1)
-        else:
-            shown = np.ones(tokens.size, dtype=bool) if targets is None else targets.astype(bool)
-            self._bits.add(np.append(shown, end_is_target))
+        if targets is not None or not end_is_target:
+            before = np.ones(tokens.size, dtype=bool) if targets is None else targets.astype(bool)
+            targets = np.append(before, end_is_target)
+        self._mask.add(tokens.size + 1, targets)
         self._text_bytes += text_bytes
 
     def finish(self, extra: dict[str, JsonValue] | None = None) -> Index:
@@ -176,12 +162,13 @@ class ShardWriter:
         return index
 
     def _begin(self) -> None:
-        number = len(self._records)
         self._open = ExitStack()
-        path = self.folder / shard_name(self.name, number, "bin")
-        self._file: BinaryIO = self._open.enter_context(write_atomic(path))
-        self._bits = _TargetBits(self.folder / shard_name(self.name, number, "mask"), self._open)
-        self._blocks, self._offsets, self._tokens, self._max_id = _BlockHashes(), list[int](), 0, 0
+        self._file: BinaryIO = self._open.enter_context(write_atomic(self._path("bin")))
+        self._mask, self._blocks, self._offsets = _Mask(), _BlockHashes(), list[int]()
+        self._tokens, self._max_id = 0, 0
+
+    def _path(self, suffix: Suffix) -> Path:
+        return self.folder / shard_name(self.name, len(self._records), suffix)
 
     def _append(self, tokens: np.ndarray) -> None:
         """Write tokens, and end-of-text after them."""
@@ -194,11 +181,15 @@ class ShardWriter:
         self._max_id = max(self._max_id, int(stored.max()))
 
     def _end(self) -> None:
-        mask = self._bits.finish()
         self._open.close()
         offsets = np.array([*self._offsets, self._tokens], dtype="<u8").tobytes()
-        with write_atomic(self.folder / shard_name(self.name, len(self._records), "idx")) as file:
+        with write_atomic(self._path("idx")) as file:
             file.write(offsets)
+        hashes = _BlockHashes()
+        if mask := self._mask.finish():
+            hashes.update(memoryview(mask))
+            with write_atomic(self._path("mask")) as file:
+                file.write(mask)
         record = ShardRecord(
             tokens=self._tokens,
             documents=len(self._offsets),
@@ -206,6 +197,6 @@ class ShardWriter:
             bytes=self._tokens * self._stored.itemsize,
             blocks=self._blocks.finish(),
             offsets=xxh64_hexdigest(offsets),
-            mask=mask,
+            mask=hashes.finish(),
         )
         self._records.append(record)
