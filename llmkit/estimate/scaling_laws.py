@@ -140,29 +140,29 @@ class Powers:
 
 @dataclass(frozen=True)
 class Kaplan:
-    """L(N, D) = ((Nc / N)^(alpha_N / alpha_D) + Dc / D)^alpha_D, equation 1.5 with the constants of table 2;
-    along the best sizes N = 1.3e9 C^0.73 and L = (3.1e8 / C)^0.050, C in petaflop-days (appendix A, tables 5
-    and 6)."""
+    """Along the best sizes N = 1.3e9 C^0.73 and L = (3.1e8 / C)^0.050, C in petaflop-days (appendix A, tables
+    5 and 6).
+
+    The paper's L(N, D), equation 1.5, is of training that is stopped once more passes over its data no longer
+    help. Of a single pass it says too little: less than the best loss for the same FLOPs.
+    """
 
     name: str = "Kaplan"
     source: str = KAPLAN
-    formula: str = "L = ((6.4e13 / N)^(0.076 / 0.103) + 1.8e13 / D)^0.103; N = 1.3e9 (C / PF-days)^0.73"
+    formula: str = "N = 1.3e9 (C / PF-days)^0.73, L = (3.1e8 PF-days / C)^0.050 for the best size"
     embeddings: bool = False
-
-    def loss(self, parameters: float, tokens: float) -> float:
-        """In nats a token."""
-        return float(((6.4e13 / parameters) ** (0.076 / 0.103) + 1.8e13 / tokens) ** 0.103)
-
-    def tokens_for(self, parameters: float, loss: float) -> float | None:
-        """D of a model of this size; None where its size alone keeps it above the loss."""
-        rest = loss ** (1.0 / 0.103) - (6.4e13 / parameters) ** (0.076 / 0.103)
-        return 1.8e13 / rest if rest > 0.0 else None
 
     def optimum(self, flops: float) -> Optimum:
         """The tokens follow from 6 N D = C."""
         days = flops / PETAFLOP_DAY
         parameters = 1.3e9 * days**0.73
         return Optimum(parameters, flops / FLOPS_PER_TOKEN / parameters, (3.1e8 / days) ** 0.050)
+
+    def loss(self, parameters: float, tokens: float) -> None:
+        """Not known of a single pass."""
+
+    def tokens_for(self, parameters: float, loss: float) -> None:
+        """Not known of a single pass."""
 
     def flops_for(self, loss: float) -> float | None:
         """C of the best training that reaches the loss."""

@@ -53,7 +53,7 @@ def value(term: Term) -> str:
     if unit == "bytes":
         return show_bytes(number)
     if unit == "bytes/s":
-        return f"{number / 1e9:,.3g} GB/s"
+        return f"{number / 1e9:,.4g} GB/s"
     if unit == "s":
         return duration(number) if number >= 60.0 else seconds(number)
     if unit == "share":

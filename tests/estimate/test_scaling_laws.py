@@ -37,21 +37,28 @@ def test_the_original_third_approach_asks_for_smaller_models_than_the_others():
 
 
 def test_losses_are_those_of_the_papers():
-    # Kaplan et al. 2020, figure 1: with data without end, (8.8e13 / N)^0.076; here the joint fit's constants.
-    assert Kaplan().loss(1.5e9, 1e30) == pytest.approx((6.4e13 / 1.5e9) ** 0.076)
-    assert Kaplan().loss(1e30, 22e9) == pytest.approx((1.8e13 / 22e9) ** 0.103)
+    # Kaplan et al. 2020, figure 14 and 1: 1.3B parameters and (3.1e8)^0.05 nats for a petaflop-day.
+    best = Kaplan().optimum(1e15 * 86400)
+    assert (best.parameters, best.loss) == (pytest.approx(1.3e9), pytest.approx(2.66, abs=0.005))
     # Hoffmann et al. 2022: Chinchilla, 70B parameters on 1.4T tokens.
     assert BY_NAME["Chinchilla 3"].loss(70e9, 1.4e12) == pytest.approx(1.937, abs=0.001)
 
 
 @pytest.mark.parametrize("law", [*PARAMETRIC, Kaplan()], ids=lambda law: law.name)
 def test_answers_agree_with_each_other(law):
-    loss = law.loss(8e9, 300e9)
-    assert law.tokens_for(8e9, loss) == pytest.approx(300e9, rel=1e-6)
     best = law.optimum(1e23)
     assert best.flops == pytest.approx(1e23)
     assert law.flops_for(best.loss) == pytest.approx(1e23, rel=1e-6)
-    assert law.tokens_for(1e6, 1.85) is None, "too small for that loss"
+    assert law.tokens_for(1e6, 1.85) is None, "too small for that loss, or not known"
+    if law in PARAMETRIC:
+        assert law.tokens_for(8e9, law.loss(8e9, 300e9)) == pytest.approx(300e9, rel=1e-6)
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.name)
+@pytest.mark.parametrize(("parameters", "tokens"), [(124e6, 2.5e9), (8e9, 160e9), (70e9, 15e12)])
+def test_no_run_is_better_than_the_best_for_its_flops(law, parameters, tokens):
+    loss, best = law.loss(parameters, tokens), law.optimum(6 * parameters * tokens).loss
+    assert loss is None or loss >= best
 
 
 @pytest.mark.parametrize("law", PARAMETRIC, ids=lambda law: law.name)
