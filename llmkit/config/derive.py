@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isqrt
 
 from llmkit.config.custom_model import AnyModel, describe
 from llmkit.config.model_section import Mlp, Model
@@ -59,6 +60,12 @@ def default_intermediate_size(config: Config) -> int:
 def rows_per_rank(config: Config, data_parallel_size: int) -> int:
     """Returns the sequences per data-parallel rank and step, padding sequences included."""
     return -(-config.train.global_batch_size // data_parallel_size)
+
+
+def divisors(number: int) -> list[int]:
+    """Returns what divides a positive number, ascending."""
+    small = [n for n in range(1, isqrt(number) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)})
 
 
 def fitting_ranks(config: Config) -> int | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from llmkit.config.derive import divisors
 from llmkit.config.memory import checkpoint_bytes, show_bytes
 from llmkit.config.shape import ModelShape
 from llmkit.estimate.hardware import Fleet
@@ -98,7 +99,7 @@ def _largest_micro_batch(plan: Plan, needs: Memory, room: int) -> int:
     def fits(micro: int) -> bool:
         return with_losses(needs, sum(each.of(micro * length) for each in parts.values())) <= room
 
-    return max((n for n in range(1, rows + 1) if rows % n == 0 and fits(n)), default=0)
+    return max(filter(fits, divisors(rows)), default=0)
 
 
 def _device(plan: Plan, needs: Memory, on_cpu: bool) -> Iterator[Term]:

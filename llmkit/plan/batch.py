@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llmkit.config.custom_model import AnyModel
-from llmkit.config.derive import rows_per_rank
+from llmkit.config.derive import divisors, rows_per_rank
 from llmkit.config.schema import Config
 from llmkit.config.shape import ModelShape
 from llmkit.parallel.layout import Layout
@@ -73,4 +73,4 @@ def _largest(
     tokens = CPU_TOKENS
     if device.kind == "cuda":
         tokens = 0 if needed is None else int((MEMORY_SHARE * free - needed.fixed) / needed.token)
-    return max(n for n in range(1, rows + 1) if rows % n == 0 and (n == 1 or n * length <= tokens))
+    return max(n for n in divisors(rows) if n == 1 or n * length <= tokens)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import product
 from typing import get_args
 
+from llmkit.config.derive import divisors
 from llmkit.config.memory import show_bytes
 from llmkit.parallel.layout import Layout
 from llmkit.plan.arithmetic import Recompute
@@ -53,7 +54,7 @@ def alternatives(plan: Plan, room: int, on_gpu: bool) -> list[tuple[list[str], i
 
 def _candidates(plan: Plan, on_gpu: bool) -> Iterator[tuple[int, Layout]]:
     layout, rows = plan.layout, plan.rows_per_rank
-    micros = [n for n in range(1, plan.micro_batch_size + 1) if rows % n == 0]
+    micros = [n for n in divisors(rows) if n <= plan.micro_batch_size]
     levels: tuple[Recompute, ...] = get_args(Recompute)
     levels = levels[levels.index(layout.activation_checkpointing) :]
     native = plan.config.parallel.engine == "native"

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from llmkit.config.derive import divisors
 from llmkit.config.memory import show_bytes
 from llmkit.errors import UserError
 from llmkit.estimate.search import MICRO_BATCH, Candidate, as_given, search, with_settings
@@ -67,7 +68,7 @@ def _memory(study: Study, how: str) -> Iterator[tuple[int, int]]:
     """Micro-batch and bytes of a process, of the best layout with another activation checkpointing."""
     settings = {**study.best.settings, "parallel.activation_checkpointing": how}
     rows = study.best.plan.rows_per_rank
-    for micro in (n for n in range(1, rows + 1) if rows % n == 0):
+    for micro in divisors(rows):
         loaded = with_settings(study.subject.loaded, {**settings, MICRO_BATCH: micro})
         memory = as_given(loaded, study.ground).memory
         yield micro, memory.device_bytes

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmkit.config.derive import default_intermediate_size, resolved_model
+from llmkit.config.derive import default_intermediate_size, divisors, resolved_model
 from llmkit.config.model_section import Model
 from llmkit.config.schema import Config, Data, Source, Tokenizer
 
@@ -66,3 +66,12 @@ def test_a_model_may_know_more_tokens_than_the_tokenizer() -> None:
 def test_a_width_that_the_heads_do_not_divide_makes_no_model() -> None:
     with pytest.raises(ValueError, match="cannot be shared out to 12 heads"):
         resolved_model(config(Model(hidden_size=100)), 10)
+
+
+@given(number=st.integers(1, 2000))
+def test_divisors_are_all_that_divide(number: int) -> None:
+    assert divisors(number) == [n for n in range(1, number + 1) if number % n == 0]
+
+
+def test_divisors_of_a_large_number_are_found_at_once() -> None:
+    assert len(divisors(10**12)) == 13 * 13
