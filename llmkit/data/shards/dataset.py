@@ -47,7 +47,7 @@ class TokenDataset:
         self.has_mask = masks is not None
 
     def rows(self, index: np.ndarray, length: int, out: np.ndarray | None = None) -> np.ndarray:
-        """Rows by number, of any epoch; `index`: (count,) int64, result (count, length + 1).
+        """Rows `index` (count,) int64, of any epoch; result (count, length + 1).
 
         The result is `out` where that is given, whatever integer type it has, else a new array of the
         stored type.

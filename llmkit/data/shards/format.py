@@ -84,9 +84,9 @@ def stored_dtype(name: Literal["uint16", "uint32"]) -> np.dtype:
     return np.dtype(name).newbyteorder("<")
 
 
-def shard_name(name: str, number: int, suffix: Suffix) -> str:
+def shard_name(name: str, shard: int, suffix: Suffix) -> str:
     """File name of a shard."""
-    return f"{name}-{number:05d}.{suffix}"
+    return f"{name}-{shard:05d}.{suffix}"
 
 
 def read_index(folder: Path, remedy: str) -> Index:
@@ -100,5 +100,5 @@ def read_index(folder: Path, remedy: str) -> Index:
         return Index.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = ".".join(str(key) for key in first["loc"])
         raise UserError(f"{path}: {where}: {first['msg']}, the file is damaged; {remedy}") from error

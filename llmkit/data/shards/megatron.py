@@ -15,7 +15,7 @@ from llmkit.data.shards.mmap_file import MappedFile
 from llmkit.errors import UserError
 
 COUNTED = 1 << 22
-"""Tokens that are looked through at a time."""
+"""Tokens that are searched at a time."""
 
 
 class MegatronReader(TokenDataset):
@@ -83,8 +83,8 @@ class MegatronReader(TokenDataset):
                 before = int(ends[-1])
         found = 0
         for start in range(0, self.tokens, COUNTED):
-            part = self.read(start, min(start + COUNTED, self.tokens))
-            found += int(np.count_nonzero(part == self._end_of_text))
+            tokens = self.read(start, min(start + COUNTED, self.tokens))
+            found += int(np.count_nonzero(tokens == self._end_of_text))
         return found - filled
 
     def check_documents(self) -> None:
@@ -112,15 +112,15 @@ class MegatronReader(TokenDataset):
 
     def _digest(self) -> str:
         """One hash of the indices, the sizes, and the first and the last block of each file."""
-        parts = []
+        found = []
         for index, array in zip(self._indices, self._files, strict=True):
             block = BLOCK_BYTES // array.dtype.itemsize
-            parts += [index.digest, str(array.size)]
+            found += [index.digest, str(array.size)]
             for begin in (0, (array.size - 1) // block * block):
                 ids = array.values[begin : begin + block]
                 array.verify(begin, ids.size)
-                parts.append(xxh64_hexdigest(ids.tobytes()))
-        return xxh64_hexdigest(" ".join(parts).encode())
+                found.append(xxh64_hexdigest(ids.tobytes()))
+        return xxh64_hexdigest(" ".join(found).encode())
 
 
 def _open(path: Path, index: MegatronIndex, vocab_size: int) -> TokenArray:

@@ -1,8 +1,8 @@
-"""The files of Megatron-LM: PREFIX.bin with the ids, PREFIX.idx with their places.
+"""The files of Megatron-LM: PREFIX.bin with the ids, PREFIX.idx with the bounds of sequences and documents.
 
 The index (little-endian): `MMIDIDX` and two zero bytes; uint64 version 1; uint8 code of the ids' type; uint64
-numbers S of sequences and D of document places; int32 length of each sequence; int64 byte of each sequence's
-beginning; int64 number of each document's first sequence, then S (D numbers for D - 1 documents). As in
+counts S of sequences and D of document bounds; int32 length of each sequence; int64 byte offset of each
+sequence; int64 index of each document's first sequence, then S (D values for D - 1 documents). As in
 https://github.com/NVIDIA/Megatron-LM/blob/main/megatron/core/datasets/indexed_dataset.py
 """
 
@@ -25,9 +25,9 @@ MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
 ID_TYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 """Types of ids by their code; 6 and 7 are floating point."""
-NUMBERS_AT_ONCE = 1 << 20
+VALUES_AT_ONCE = 1 << 20
 DOCUMENTS_AT_ONCE = 1 << 16
-"""Documents whose places are looked up together: each may have many sequences."""
+"""Documents whose ends are read together: each may have many sequences."""
 
 REMEDY = "make the files again with Megatron-LM's tools/preprocess_data.py"
 
@@ -77,41 +77,41 @@ class MegatronIndex(NamedTuple):
     def document_ends(self) -> Iterator[np.ndarray]:
         """The token after the last one of each document, in order; (count,) int64 each."""
         base = HEADER.size + 12 * self.sequences
-        for places in _parts(self.path, base + 8, self.documents, "<i8", DOCUMENTS_AT_ONCE):
-            first, last = int(places[0]), int(places[-1])
+        for bounds in _chunks(self.path, base + 8, self.documents, "<i8", DOCUMENTS_AT_ONCE):
+            first, last = int(bounds[0]), int(bounds[-1])
             count = min(last + 1, self.sequences) - first
             pointers = HEADER.size + 4 * self.sequences + 8 * first
-            begins = _numbers(self.path, pointers, count, "<i8") // self.dtype.itemsize
-            yield np.append(begins, self.tokens)[places - first]
+            begins = _read(self.path, pointers, count, "<i8") // self.dtype.itemsize
+            yield np.append(begins, self.tokens)[bounds - first]
 
 
-def _numbers(path: Path, offset: int, count: int, dtype: str) -> np.ndarray:
-    """`count` numbers of a file from byte `offset` on."""
+def _read(path: Path, offset: int, count: int, dtype: str) -> np.ndarray:
+    """`count` values of a file from byte `offset` on."""
     try:
-        numbers = np.fromfile(path, dtype=dtype, count=count, offset=offset)
+        values = np.fromfile(path, dtype=dtype, count=count, offset=offset)
     except OSError as error:
         raise cannot_read(path, error) from error
-    if numbers.size != count:
+    if values.size != count:
         raise UserError(f"{path}: ends too early, it was cut; {REMEDY}")
-    return numbers
+    return values
 
 
-def _parts(
-    path: Path, offset: int, count: int, dtype: str, at_once: int = NUMBERS_AT_ONCE
+def _chunks(
+    path: Path, offset: int, count: int, dtype: str, at_once: int = VALUES_AT_ONCE
 ) -> Iterator[np.ndarray]:
-    """The same, in parts of `at_once`."""
+    """The same, in chunks of `at_once`."""
     size = np.dtype(dtype).itemsize
     for first in range(0, count, at_once):
-        yield _numbers(path, offset + first * size, min(at_once, count - first), dtype)
+        yield _read(path, offset + first * size, min(at_once, count - first), dtype)
 
 
 class Head(NamedTuple):
-    """The beginning of an index file. places: numbers that bound the documents. raw: its bytes."""
+    """The beginning of an index file. bounds: how many values bound the documents. raw: its bytes."""
 
     size: int
     dtype: np.dtype
     sequences: int
-    places: int
+    bounds: int
     raw: bytes
 
 
@@ -125,39 +125,39 @@ def read_head(path: Path) -> Head:
         raise cannot_read(path, error) from error
     if len(head) < HEADER.size or not head.startswith(MAGIC):
         raise UserError(f"{path}: is no index of Megatron-LM (it does not begin with MMIDIDX)")
-    _, version, code, sequences, places = HEADER.unpack(head)
+    _, version, code, sequences, bounds = HEADER.unpack(head)
     if version != 1:
         raise UserError(f"{path}: version {version}, this llmkit reads 1")
     if code not in ID_TYPES:
         allowed = ", ".join(f"{code} ({np.dtype(name).name})" for code, name in ID_TYPES.items())
         raise UserError(f"{path}: type code {code}, ids may have {allowed}")
-    expected = HEADER.size + 12 * sequences + 8 * places
+    expected = HEADER.size + 12 * sequences + 8 * bounds
     if size != expected:
         raise UserError(
-            f"{path}: {size} bytes, its {sequences} sequences and {max(places - 1, 0)} documents take "
+            f"{path}: {size} bytes, its {sequences} sequences and {max(bounds - 1, 0)} documents take "
             f"{expected}; the file was cut, or it holds more than text; {REMEDY}"
         )
-    return Head(size, np.dtype(ID_TYPES[code]), sequences, places, head)
+    return Head(size, np.dtype(ID_TYPES[code]), sequences, bounds, head)
 
 
 def read_index(path: Path) -> MegatronIndex:
-    """Read and check an index file, whole but in parts; raises UserError."""
-    size, dtype, sequences, places, head = read_head(path)
+    """Read and check an index file, all of it, in chunks; raises UserError."""
+    size, dtype, sequences, bounds, head = read_head(path)
     tokens = _check_sequences(path, sequences, dtype.itemsize)
-    _check_places(path, sequences, places)
+    _check_documents(path, sequences, bounds)
     if tokens == 0:
         raise UserError(f"{path}: holds no tokens; {REMEDY}")
     digest = xxh64(head)
-    for part in _parts(path, HEADER.size, size - HEADER.size, "u1"):
-        digest.update(part.data)
-    return MegatronIndex(path, dtype, sequences, places - 1, tokens, digest.hexdigest())
+    for chunk in _chunks(path, HEADER.size, size - HEADER.size, "u1"):
+        digest.update(chunk.data)
+    return MegatronIndex(path, dtype, sequences, bounds - 1, tokens, digest.hexdigest())
 
 
 def _check_sequences(path: Path, sequences: int, item: int) -> int:
     """Check that the sequences lie one after the other; returns their tokens."""
     tokens = 0
-    lengths = _parts(path, HEADER.size, sequences, "<i4")
-    pointers = _parts(path, HEADER.size + 4 * sequences, sequences, "<i8")
+    lengths = _chunks(path, HEADER.size, sequences, "<i4")
+    pointers = _chunks(path, HEADER.size + 4 * sequences, sequences, "<i8")
     for some, begins in zip(lengths, pointers, strict=True):
         ends = tokens + np.cumsum(some, dtype=np.int64)
         if some.min() < 0 or (begins != (ends - some) * item).any():
@@ -166,13 +166,13 @@ def _check_sequences(path: Path, sequences: int, item: int) -> int:
     return tokens
 
 
-def _check_places(path: Path, sequences: int, places: int) -> None:
+def _check_documents(path: Path, sequences: int, bounds: int) -> None:
     """Check that the documents are all sequences in order."""
     last = 0
-    for part in _parts(path, HEADER.size + 12 * sequences, places, "<i8"):
-        if part[0] < last or (np.diff(part) < 0).any():
+    for chunk in _chunks(path, HEADER.size + 12 * sequences, bounds, "<i8"):
+        if chunk[0] < last or (np.diff(chunk) < 0).any():
             raise UserError(f"{path}: its documents are not in order; {REMEDY}")
-        last = int(part[-1])
-    first = int(_numbers(path, HEADER.size + 12 * sequences, 1, "<i8")[0]) if places else -1
-    if places < 2 or first != 0 or last != sequences:
+        last = int(chunk[-1])
+    first = int(_read(path, HEADER.size + 12 * sequences, 1, "<i8")[0]) if bounds else -1
+    if bounds < 2 or first != 0 or last != sequences:
         raise UserError(f"{path}: its documents are not all of its {sequences} sequences; {REMEDY}")

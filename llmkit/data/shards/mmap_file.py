@@ -21,7 +21,7 @@ from llmkit.errors import RunFault, UserError
 from llmkit.files import cannot_read, owner_of
 
 Check = Callable[[int, memoryview], None]
-"""Gets a block's number and content, and raises UserError if they are not what they should be."""
+"""Gets a block's index and content, and raises UserError if they are not what they should be."""
 
 
 class MappedFile:

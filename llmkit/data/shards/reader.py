@@ -40,39 +40,39 @@ class ShardReader(TokenDataset):
         self._dtype = stored_dtype(self.index.dtype)
         self._check_index(vocab_size, tokenizer, end_of_text_id)
         shards = self.index.shards
-        self._files = [self._open(number) for number in range(len(shards))]
-        masks = [self._open_mask(number) for number in range(len(shards))]
+        self._files = [self._open(shard) for shard in range(len(shards))]
+        masks = [self._open_mask(shard) for shard in range(len(shards))]
         super().__init__(
             self._files,
-            masks if any(shard.mask for shard in shards) else None,
+            masks if any(record.mask for record in shards) else None,
             first_is_last=True,
             documents=self.index.documents,
             text_bytes=self.index.text_bytes,
         )
-        hashes = [block for shard in shards for block in shard.blocks]
-        hashes += [f"{number}:{block}" for number, shard in enumerate(shards) for block in shard.mask]
+        hashes = [block for record in shards for block in record.blocks]
+        hashes += [f"{shard}:{block}" for shard, record in enumerate(shards) for block in record.mask]
         self.digest = xxh64_hexdigest(" ".join(hashes).encode())
 
     def verify(self) -> int:
         """Checks every block, the documents' offsets and the largest id; returns the number of blocks."""
         blocks = super().verify()
-        for number, record in enumerate(self.index.shards):
-            self.document_bounds(number)
-            if int(self._files[number].values.max()) != record.max_id:
+        for shard, record in enumerate(self.index.shards):
+            self.document_bounds(shard)
+            if int(self._files[shard].values.max()) != record.max_id:
                 raise UserError(
-                    f"{self._path(number)}: its largest id is not the {record.max_id} of index.json"
+                    f"{self._path(shard)}: its largest id is not the {record.max_id} of index.json"
                 )
         return blocks
 
-    def document(self, number: int) -> np.ndarray:
+    def document(self, index: int) -> np.ndarray:
         """Tokens of a document, without end-of-text; shape (tokens,)."""
-        assert 0 <= number < self.documents, number
+        assert 0 <= index < self.documents, index
         shard, begin = 0, 0
-        while number >= self.index.shards[shard].documents:
-            number -= self.index.shards[shard].documents
+        while index >= self.index.shards[shard].documents:
+            index -= self.index.shards[shard].documents
             begin += self.index.shards[shard].tokens
             shard += 1
-        first, end = self.document_bounds(shard)[number : number + 2].tolist()
+        first, end = self.document_bounds(shard)[index : index + 2].tolist()
         return self.read(begin + first, begin + end - 1)
 
     def document_bounds(self, shard: int) -> np.ndarray:
@@ -102,10 +102,10 @@ class ShardReader(TokenDataset):
                 f"{self._remedy}"
             )
         limit = index.vocab_size if vocab_size is None else min(vocab_size, index.vocab_size)
-        for number, record in enumerate(index.shards):
+        for shard, record in enumerate(index.shards):
             if record.max_id >= limit:
                 raise UserError(
-                    f"{self._path(number)}: holds token id {record.max_id}, the vocabulary has {limit} "
+                    f"{self._path(shard)}: holds token id {record.max_id}, the vocabulary has {limit} "
                     "tokens; use the tokenizer that the data was built with"
                 )
             size = record.tokens * self._dtype.itemsize
@@ -115,9 +115,7 @@ class ShardReader(TokenDataset):
                 or len(record.blocks) != -(-size // BLOCK_BYTES)
                 or len(record.mask) != masks
             ):
-                raise UserError(
-                    f"{path}: the figures of shard {number} contradict each other; {self._remedy}"
-                )
+                raise UserError(f"{path}: the figures of shard {shard} contradict each other; {self._remedy}")
         if end_of_text_id is not None and end_of_text_id != index.end_of_text_id:
             raise UserError(
                 f"{path}: documents end with token {index.end_of_text_id}, the tokenizer's end-of-text is "

@@ -35,10 +35,10 @@ class _BlockHashes:
 
     def update(self, content: memoryview) -> None:
         while len(content):
-            part = content[: BLOCK_BYTES - self._filled]
-            self._hash.update(part)
-            self._filled += len(part)
-            content = content[len(part) :]
+            piece = content[: BLOCK_BYTES - self._filled]
+            self._hash.update(piece)
+            self._filled += len(piece)
+            content = content[len(piece) :]
             if self._filled == BLOCK_BYTES:
                 self._close_block()
 
@@ -128,9 +128,9 @@ class ShardWriter:
         low, high = (int(tokens.min()), int(tokens.max())) if tokens.size else (0, 0)
         if low < 0 or high >= self.vocab_size:
             wrong = low if low < 0 else high
-            number = sum(record.documents for record in self._records) + len(self._offsets)
+            index = sum(record.documents for record in self._records) + len(self._offsets)
             raise UserError(
-                f"{self.name}: token id {wrong} in document {number} is not in 0 .. {self.vocab_size - 1}, "
+                f"{self.name}: token id {wrong} in document {index} is not in 0 .. {self.vocab_size - 1}, "
                 "the vocabulary of the tokenizer"
             )
         if self._tokens * self._stored.itemsize >= self.shard_bytes:
