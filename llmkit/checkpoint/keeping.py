@@ -47,19 +47,27 @@ def read_best(root: Path) -> Best | None:
     path = root / BEST
     try:
         with open_regular(path) as file:
-            content = json.loads(file.read(LONGEST))
-        step, loss = content["step"], content["eval_loss"]
-        if type(step) is not int or not 0 <= step <= fmt.MAX_STEP:
-            raise ValueError(f"step {step!r} is none")
-        if type(loss) is not float or not math.isfinite(loss):
-            raise ValueError(f"eval_loss {loss!r} is no finite number")
+            return parse_best(file.read(LONGEST))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise fmt.Damaged(
             f"{path}: it does not say which checkpoint is the best ({type(error).__name__}: {error}); write "
             '{"step": N, "eval_loss": X} into it, or remove it: the next better evaluation makes it anew'
         ) from error
+
+
+def parse_best(content: bytes) -> Best:
+    """What a best.json says. Raises ValueError for a broken one."""
+    try:
+        values = json.loads(content)
+        step, loss = values["step"], values["eval_loss"]
+    except (TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+    if type(step) is not int or not 0 <= step <= fmt.MAX_STEP:
+        raise ValueError(f"step {step!r} is none")
+    if type(loss) is not float or not math.isfinite(loss):
+        raise ValueError(f"eval_loss {loss!r} is no finite number")
     return Best(step, loss)
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from llmkit.checkpoint.pieces import Piece
 
 CHUNK = 2**30
-"""Bytes of host memory that are taken at a time: a power of two, to which page-locked memory is rounded up.
-A piece that is larger has a chunk of its own."""
+"""Bytes of host memory that are taken at a time: a power of two, to which PyTorch rounds page-locked memory
+up (ATen/core/CachingHostAllocator.h). A piece that is larger has a chunk of its own."""
 _ALIGNMENT = 64
 """Of the copy of a piece, in bytes: a line of the cache."""
 
@@ -51,13 +51,7 @@ class HostMemory:
 
         pinned: page-locked. Raises RuntimeError where there is none.
         """
-        size = 0
-        for room in rooms:
-            if size and size + room > CHUNK:
-                self._add(size, pinned)
-                size = 0
-            size += room
-        if size:
+        for size in chunk_sizes(rooms, pinned):
             self._add(size, pinned)
 
     def copy(self, pieces: Iterable[Piece]) -> list[Piece]:
@@ -80,6 +74,16 @@ class HostMemory:
     def _add(self, size: int, pinned: bool) -> None:
         chunk = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
         self._chunks.append(chunk if pinned else chunk.zero_())
+
+
+def chunk_sizes(rooms: Iterable[int], pinned: bool) -> list[int]:
+    """Bytes of the chunks that `HostMemory.allocate` takes for pieces of such `rooms`."""
+    sizes = [0]
+    for room in rooms:
+        if sizes[-1] and sizes[-1] + room > CHUNK:
+            sizes.append(0)
+        sizes[-1] += room
+    return [1 << (size - 1).bit_length() if pinned else size for size in sizes if size]
 
 
 def room_for(piece: Piece) -> int:

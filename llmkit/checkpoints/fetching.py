@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 import xxhash
 
+from llmkit.checkpoint.keeping import BEST, parse_best
 from llmkit.command_line import to_stderr
 from llmkit.config.memory import show_bytes
 from llmkit.copies import catalogue, fetch
-from llmkit.copies.catalogue import Catalogue, Copy
+from llmkit.copies.catalogue import Catalogue, Copy, Record
 from llmkit.copies.outgoing import stored
 from llmkit.copies.owner import Known
 from llmkit.copies.place import checked
@@ -37,7 +38,8 @@ class Copies(NamedTuple):
 def fetch_command(url: str, out: Path) -> int:
     """Makes a run folder of a copy, and prints the checkpoint in it.
 
-    url: of the copies of one run; with @STEP behind it of that step, else the newest that is as it was sent.
+    url: of the copies of one run; with @STEP or @best behind it that one, else the newest that is as it was
+        sent.
     Raises UserError where there is none, or `out` is there; RunFault where the store does not give it.
     """
     if os.path.lexists(out) and not (out / _BEGUN).exists():
@@ -92,18 +94,20 @@ def _alone(root: Path) -> Iterator[None]:
 
 
 def copies_at(url: str) -> Copies:
-    """The copies that URL or URL@STEP names. Raises as `fetch_command` does."""
-    place, at, step = url.rpartition("@")
-    if not at or not step.removeprefix("step-").isdecimal():
-        place, step = url, ""
+    """The copies that URL, URL@STEP or URL@best names. Raises as `fetch_command` does."""
+    place, at, name = url.rpartition("@")
+    if not at or not (name == "best" or name.removeprefix("step-").isdecimal()):
+        place, name = url, ""
     store = Store(checked(place, "URL"))
     try:
         found = catalogue.read(store)
+        named, step = [] if found is None else found.complete, name.removeprefix("step-")
+        if name == "best" and found is not None:
+            step = str(_best_step(store, found))
     except FailedError as error:
         raise RunFault(f"{store} cannot be read: {error}") from error
-    named = [] if found is None else found.complete
-    if step:
-        named = [copy for copy in named if copy.step == int(step.removeprefix("step-"))]
+    if step.isdecimal():
+        named = [copy for copy in named if copy.step == int(step)]
     if found is None or not named:
         has = ", ".join(str(copy.step) for copy in found.complete) if found is not None else ""
         raise UserError(
@@ -111,6 +115,18 @@ def copies_at(url: str) -> Copies:
             f"{f', but of {has}' if has else '; name the URL with the name of the run'}"
         )
     return Copies(store, found, named)
+
+
+def _best_step(store: Store, found: Catalogue) -> int:
+    """The step of the best checkpoint, by the record of the run. Raises UserError where none is."""
+    record = found.record or Record(number=0, files=[])
+    for file in record.files:
+        if file.name == f"checkpoints/{BEST}":
+            try:
+                return parse_best(b"".join(store.blocks(record.path(file), file))).step
+            except ValueError as error:
+                raise UserError(f"{store}@best: its {file.name} is damaged ({error}); name a step") from error
+    raise UserError(f"{store}@best: no checkpoint of the run is marked as the best; name a step instead")
 
 
 def _newest_good(copies: Copies, root: Path) -> Path:

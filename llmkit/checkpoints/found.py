@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,8 @@ def find(path: Path) -> Found:
 
     Raises UserError where there are none.
     """
+    if re.match(r"[a-z][a-z0-9+.-]*:/", str(path)) and not may_exist(path):
+        raise UserError(f"{path}: is a URL; fetch the copy first (llmkit checkpoint fetch URL FOLDER)")
     path = named(path)
     if not path.is_dir():
         there = may_exist(path)

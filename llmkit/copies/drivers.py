@@ -164,16 +164,16 @@ class FileDriver:
 
     def __init__(self, filesystem: Any, stall_seconds: float) -> None:
         self._filesystem, self._limit = filesystem, stall_seconds
+        self._of_files = not {"file", "sftp"}.isdisjoint(filesystem.protocol)
+        """Whether it has folders, and shows files before all of them is there; other stores do not."""
 
     def put(self, url: str, content: Outgoing, traffic: Traffic) -> bool:
         """See `Driver.put`."""
         path = self._filesystem._strip_protocol(url)
-        # Others show a file only when all of it is there.
-        shows_parts = not {"file", "sftp"}.isdisjoint(self._filesystem.protocol)
-        place = f"{path}.part" if shows_parts else path
+        place = f"{path}.part" if self._of_files else path
 
         def write(given_up: Event) -> None:
-            if shows_parts:
+            if self._of_files:
                 self._filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
                 if self._filesystem.exists(place):  # an attempt that hangs may write into it yet
                     self._filesystem.rm_file(place)
@@ -181,7 +181,7 @@ class FileDriver:
                 for part in content.parts():
                     file.write(part)
                     traffic.sent += len(part)
-            if shows_parts and not given_up.is_set():
+            if self._of_files and not given_up.is_set():
                 self._filesystem.mv(place, path)
             self._filesystem.invalidate_cache()
 
@@ -197,7 +197,14 @@ class FileDriver:
 
     def delete(self, url: str, traffic: Traffic) -> None:
         path = self._filesystem._strip_protocol(url)
-        traffic.try_again(lambda: self._limited(lambda: self._filesystem.rm_file(path), traffic))
+
+        def remove() -> None:
+            self._filesystem.rm_file(path)
+            if self._of_files:
+                with contextlib.suppress(OSError):  # it is not empty
+                    self._filesystem.rmdir(path.rpartition("/")[0])
+
+        traffic.try_again(lambda: self._limited(remove, traffic))
 
     def _limited(self, function: Callable[[], None], traffic: Traffic) -> None:
         future: Future[None] = in_thread(function)

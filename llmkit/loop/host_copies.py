@@ -7,7 +7,7 @@ import threading
 from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING
 
-from llmkit.checkpoint.stage import HostMemory, room_for
+from llmkit.checkpoint.stage import HostMemory, chunk_sizes, room_for
 from llmkit.config.memory import show_bytes
 from llmkit.cores import free_memory
 
@@ -81,7 +81,7 @@ class HostCopies:
         rooms = [room_for(piece) for piece in self._t.engine.read_pieces()]
         pinned, most = self._t.mesh.device.type == "cuda", self._most
         memory = self._memory = HostMemory()
-        self._size = sum(rooms)
+        self._size = sum(chunk_sizes(rooms, pinned))
 
         def work() -> None:
             try:

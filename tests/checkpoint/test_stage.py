@@ -13,7 +13,7 @@ from llmkit.checkpoint.commit import commit
 from llmkit.checkpoint.keeping import Keep
 from llmkit.checkpoint.pieces import Piece
 from llmkit.checkpoint.read import ALONE
-from llmkit.checkpoint.stage import HostMemory, Snapshot, room_for, stage
+from llmkit.checkpoint.stage import CHUNK, HostMemory, Snapshot, chunk_sizes, room_for, stage
 from llmkit.checkpoint.write import write
 
 
@@ -69,3 +69,12 @@ def test_memory_is_taken_once_and_used_by_every_save(monkeypatch: pytest.MonkeyP
         places.append([copy.data.data_ptr() for copy in copies])
     assert places[0] == places[1] and [len(chunk) for chunk in memory._chunks] == [448, 704, 2432, 64]
     assert memory.copy(pieces([*first, torch.ones(50)]))[-1].data.equal(torch.ones(50))
+
+
+def test_what_is_taken_of_the_host_is_known_before() -> None:
+    """Page-locked memory comes in powers of two."""
+    rooms = [CHUNK // 2, CHUNK // 2 + 64, 3 * CHUNK, 64]
+    assert chunk_sizes(rooms, pinned=False) == rooms
+    assert chunk_sizes(rooms, pinned=True) == [CHUNK // 2, CHUNK, 4 * CHUNK, 64]
+    assert chunk_sizes([64] * 4, pinned=False) == [256]
+    assert chunk_sizes([], pinned=True) == []

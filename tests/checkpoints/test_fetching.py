@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from llmkit.checkpoint.keeping import Best, write_best
 from llmkit.checkpoint.read import load
 from llmkit.checkpoints.fetching import at_hand
 from llmkit.cli import main
@@ -25,6 +26,7 @@ def test_what_is_not_there_is_said(url: str, capsys: pytest.CaptureFixture[str])
     for name, says in (
         (f"{url}/none", "holds no complete copy of a run; name the URL with the name of the run"),
         (f"{url}@3", "holds no complete copy of a run of step 3, but of 8"),
+        (f"{url}@best", "@best: no checkpoint of the run is marked as the best; name a step instead"),
         ("store/tiny", "URL store/tiny: must be a URL"),
     ):
         assert fetched(name, "x") == 2
@@ -55,6 +57,18 @@ def test_a_url_names_a_model(url: str, project: Path, capsys: pytest.CaptureFixt
     assert main(["evaluate", f"{url}@step-8"]) == 0
     assert "fetching" not in capsys.readouterr().err
     assert len(list((project / "cache/llmkit/copies").iterdir())) == 1
+
+
+def test_the_best_one_is_that_of_the_record(
+    url: str, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step, says in ((7, "holds no complete copy of a run of step 7, but of 8"), (8, "")):
+        write_best(Path("runs/tiny/checkpoints"), Best(step, 1.5))
+        assert copied("runs/tiny", "--to", f"file://{project}/store") == 0
+        capsys.readouterr()
+        assert fetched(f"{url}@best", "best") == (2 if says else 0)
+        assert says in capsys.readouterr().err
+    assert load(Path("best/checkpoints/step-00000008")).step == 8
 
 
 def test_processes_of_one_command_fetch_once(

@@ -30,6 +30,7 @@ def test_a_run_its_folder_of_checkpoints_and_one_of_them(project: Path) -> None:
     ("path", "says"),
     [
         ("nowhere", "nowhere: no such folder; name a run folder"),
+        ("s3://bucket/tiny@8", "is a URL; fetch the copy first .llmkit checkpoint fetch URL FOLDER"),
         ("tiny.yaml", "tiny.yaml: is no folder; name a run folder"),
         ("corpus", "corpus: there is no checkpoint in it"),
         ("runs", "runs: there is no checkpoint in it"),

@@ -51,6 +51,16 @@ def test_a_deleted_file_is_gone(any_store: Store) -> None:
     assert any_store.head("a.json") is None
 
 
+def test_a_folder_goes_with_its_last_file(traffic: Traffic, tmp_path: Path) -> None:
+    store = Store(f"file://{tmp_path}/store", traffic)
+    for name in ("step-1/a.bin", "step-1/b.bin"):
+        store.put(name, outgoing(b"abc"))
+    store.delete("step-1/a.bin")
+    assert [path.name for path in (tmp_path / "store/step-1").iterdir()] == ["b.bin"]
+    store.delete("step-1/b.bin")
+    assert not (tmp_path / "store/step-1").exists()
+
+
 def test_a_damaged_file_here_is_not_sent(any_store: Store, tmp_path: Path) -> None:
     content = content_of(2 * BLOCK + 5)
     (tmp_path / "a.bin").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
