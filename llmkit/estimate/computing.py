@@ -86,7 +86,7 @@ def computing(work: Workload, rates: Rates) -> Computing:
     once = rates.pointwise(moved)
     pointwise = Pass(once, rates.pointwise(moved_back), once * light).times(layers)
     starts, starts_back = KERNELS[work.fused]
-    kernels = (starts * (1.0 + light) + starts_back) * layers
+    kernels = (starts * (1.0 + light) + starts_back + work.hooks) * layers
     head, loss = _head(work, rates)
     return Computing(matmul, attention, pointwise, head, loss, of_weights * layers, kernels)
 

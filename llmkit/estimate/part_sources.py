@@ -79,11 +79,12 @@ def _overhead(work: Workload, fleet: Fleet, constants: Constants) -> str:
 
 
 def _launching(work: Workload, fleet: Fleet, _: Constants) -> str:
-    kernels = sum(KERNELS[work.fused]) * _layers(work) * work.micro_batches
+    kernels = (sum(KERNELS[work.fused]) + work.hooks) * _layers(work) * work.micro_batches
+    hooks = ", DeepSpeed's hooks as so many" if work.hooks else ""
     each = (
         "as measured" if fleet.device.architecture == "cpu" else f"x {LAUNCH * 1e6:g} us, less all computing"
     )
-    return f"{kernels:,.0f} kernels {each}"
+    return f"{kernels:,.0f} kernels{hooks}, {each}"
 
 
 def _stragglers(work: Workload, fleet: Fleet, constants: Constants) -> str:
@@ -172,7 +173,7 @@ _PARTS: Mapping[str, tuple[Numbers, str]] = {
     "recompute": (_recompute, "Chen et al. 2016"),
     "accumulation": (_accumulation, "engine/reduce.py, DeepSpeed's source"),
     "overhead": (_overhead, "fitted to published runs"),
-    "launching": (_launching, "kernels counted, seconds assumed of GPUs"),
+    "launching": (_launching, "kernels counted, hooks measured on a CPU, seconds assumed of GPUs"),
     "stragglers": (_stragglers, "fitted to published runs"),
     "tensor parallelism": (_tensor, f"Shoeybi et al. 2019, Korthikanti et al. 2022; {DATA_SHEETS}"),
     "context parallelism": (_context, f"Liu et al. 2023; {DATA_SHEETS}"),

@@ -84,6 +84,7 @@ def test_tensor_parallelism_over_nodes_is_dear() -> None:
         ({"pipeline": 2}, "pipeline"),
         ({"accumulates": 10.0}, "accumulation"),
         ({"micro_batch": 1, "length": 32, "fused": False}, "launching"),
+        ({"micro_batch": 1, "length": 128, "hooks": 390.0}, "launching"),
         ({"world": 128, "rows": 512}, "stragglers"),
     ],
 )

@@ -50,6 +50,9 @@ def test_what_each_engine_sends() -> None:
     moved = [workload({"world_size": 8, "engine": "deepspeed", "zero_stage": s}).accumulates for s in stages]
     assert moved == [18.0, 18.0, 24.0]
     assert workload({"world_size": 8, "engine": "native"}).accumulates == 10.0
+    hooks = [workload({"world_size": 8, "engine": "deepspeed", "zero_stage": s}).hooks for s in stages]
+    assert 0.0 == hooks[0] < hooks[1] < hooks[2]
+    assert workload({"world_size": 8, "engine": "native"}).hooks == 0.0
     assert [each.each_micro_batch for each in other] == [False, True, True]
 
 
