@@ -56,8 +56,9 @@ class MaskArray:
         """Bits begin .. end-1 as 0 and 1, (end - begin,)."""
         if self.file is None:
             return np.ones(end - begin, dtype=np.uint8)
-        bits = np.unpackbits(self.file.bytes[begin // 8 : (end + 7) // 8], bitorder="little")
-        return bits[begin % 8 :][: end - begin]
+        low = begin // 8
+        bits = np.unpackbits(self.file.bytes[low : (end + 7) // 8], bitorder="little")
+        return bits[begin - 8 * low : end - 8 * low]
 
     def rows(self, begins: np.ndarray, width: int) -> np.ndarray:
         """`width` bits from each of `begins` (count,) on, all in this shard; (count, width) bool."""
@@ -96,8 +97,7 @@ class JoinedArray:
         """Items start .. stop-1, across files; (stop - start,)."""
         assert 0 <= start <= stop <= self.size, (start, stop, self.size)
         out = np.empty(stop - start, dtype=self._dtype)
-        index = int(np.searchsorted(self.bounds, start, side="right")) - 1
-        self._copy(index, start - int(self.bounds[index]), out)
+        self._copy(start, out)
         return out
 
     def rows(self, starts: np.ndarray, width: int, out: np.ndarray | None = None) -> np.ndarray:
@@ -109,10 +109,24 @@ class JoinedArray:
             out = np.empty((starts.size, width), dtype=self._dtype)
         assert out.shape == (starts.size, width), (out.shape, starts.size, width)
         assert starts.size == 0 or width <= self.size, (width, self.size)
+        if len(self.arrays) == 1:  # then all rows are copied by slices; those at the end for nothing
+            is_cut = starts + width > self.size
+            begins = np.where(is_cut, 0, starts)
+            self.arrays[0].verify(begins, width)
+            _copy_rows(self.arrays[0], begins, None, out)
+        else:
+            is_cut = self._copy_inside(starts, out)
+        for row in np.flatnonzero(is_cut).tolist():
+            self._copy(int(starts[row]), out[row])
+        return out
+
+    def _copy_inside(self, starts: np.ndarray, out: np.ndarray) -> np.ndarray:
+        """Fills the rows that lie inside one of the files; returns which do not, (count,) bool."""
+        width = out.shape[1]
         indices = np.searchsorted(self.bounds, starts, side="right") - 1
         begins = starts - self.bounds[indices]
-        is_inside = begins + width <= self._sizes[indices]
-        inside = np.flatnonzero(is_inside)
+        is_cut = begins + width > self._sizes[indices]
+        inside = np.flatnonzero(~is_cut)
         inside = inside[np.argsort(indices[inside], kind="stable")]
         borders = (np.flatnonzero(np.diff(indices[inside])) + 1).tolist()
         order, begin_of = inside.tolist(), begins.tolist()
@@ -120,17 +134,16 @@ class JoinedArray:
             array, rows = self.arrays[indices[order[first]]], inside[first:end]
             array.verify(begins[rows], width)
             if end - first >= MANY_ROWS:
-                self._copy_rows(array, begins[rows], rows, out)
+                _copy_rows(array, begins[rows], rows, out)
                 continue
             for row in order[first:end]:
                 out[row] = array.read(begin_of[row], begin_of[row] + width)
-        for row in np.flatnonzero(~is_inside).tolist():  # it goes on in the next file
-            self._copy(int(indices[row]), begin_of[row], out[row])
-        return out
+        return is_cut
 
-    def _copy(self, index: int, begin: int, out: np.ndarray) -> None:
-        """Fills `out` with the items from `begin` of a file on."""
-        done = 0
+    def _copy(self, start: int, out: np.ndarray) -> None:
+        """Fills `out` with the items from `start` on, across files and the end."""
+        index, done = int(np.searchsorted(self.bounds, start, side="right")) - 1, 0
+        begin = start - int(self.bounds[index])
         while done < out.size:
             array = self.arrays[index]
             end = min(array.size, begin + out.size - done)
@@ -141,15 +154,13 @@ class JoinedArray:
             if index == len(self.arrays):
                 index, begin = 0, self._skip
 
-    @staticmethod
-    def _copy_rows(
-        array: TokenArray | MaskArray, begins: np.ndarray, rows: np.ndarray, out: np.ndarray
-    ) -> None:
-        """Fills out[rows] with what begins at `begins` of a file; rows: ascending."""
-        width = out.shape[1]
-        step = max(1, GATHER_BYTES // (width * array.dtype.itemsize))
-        is_range = int(rows[-1] - rows[0]) == rows.size - 1  # then filled by slices, which is faster
-        for first in range(0, rows.size, step):
-            some = rows[first : first + step]
-            where = slice(int(some[0]), int(some[-1]) + 1) if is_range else some
-            out[where] = array.rows(begins[first : first + step], width)
+
+def _copy_rows(
+    array: TokenArray | MaskArray, begins: np.ndarray, rows: np.ndarray | None, out: np.ndarray
+) -> None:
+    """Fills out[rows] with what begins at `begins` of a file; None = all of `out`, which is faster."""
+    width = out.shape[1]
+    step = max(1, GATHER_BYTES // (width * array.dtype.itemsize))
+    for first in range(0, begins.size, step):
+        some = slice(first, first + step)
+        out[some if rows is None else rows[some]] = array.rows(begins[some], width)
