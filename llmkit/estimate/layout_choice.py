@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from llmkit.config.load import Loaded
+from llmkit.config.memory import show_bytes
 from llmkit.config.mistakes import listed
 from llmkit.errors import UserError
 from llmkit.estimate.hardware import Fleet
@@ -33,17 +34,29 @@ def with_layout(loaded: Loaded, known: Known, fleet: Fleet, host_memory: float |
     if not found.fitting:
         if found.nearest is None:
             raise UserError(found.refused[0])
-        raise UserError(
-            f"parallel.layout=auto ({loaded.origins['parallel.layout']}): no layout fits {fleet.size} x "
-            f"{fleet.device.name}; `llmkit plan {loaded.path} --device {fleet.device.name} --nodes "
-            f"{fleet.nodes}` says what is missing"
-        )
+        raise UserError(_nothing_fits(loaded, fleet, found.nearest))
     best, *others = found.families
     changed = {
         path: value for path, value in best.settings.items() if path not in fixed and path != MICRO_BATCH
     }
     chosen = with_settings(loaded, changed, CHOSEN)
     return replace(chosen, remarks=(*loaded.remarks, _reason(best, others, len(found.fitting), ground.timed)))
+
+
+def _nothing_fits(loaded: Loaded, fleet: Fleet, nearest: Candidate) -> str:
+    """What the layout that lacks least memory needs, and what to do."""
+    memory, device = nearest.memory, fleet.device
+    host = f", and {show_bytes(memory.host_bytes)} of its host" if memory.host else ""
+    text = (
+        f"parallel.layout=auto ({loaded.origins['parallel.layout']}): no layout fits {fleet.size} x "
+        f"{device.name}: the nearest one ({_described(nearest)}) needs {show_bytes(memory.device_bytes)} a "
+        f"process of {show_bytes(memory.available)}{host}; take more processes, a smaller model, or a "
+        "smaller micro-batch or data.sequence_length"
+    )
+    if device.architecture == "cpu":
+        return text
+    where = f"--device {device.name} --gpus-per-node {fleet.devices_per_node} --nodes {fleet.nodes}"
+    return f"{text} (`llmkit plan {loaded.path} {where}` says more)"
 
 
 def _is_given(loaded: Loaded, path: str) -> bool:

@@ -61,7 +61,7 @@ def test_a_vocabulary_that_is_not_known_yet_counts_as_a_large_one():
 
 def test_what_fits_nowhere_is_refused_with_the_command_that_says_more():
     alone = Hardware().fleet("l4", 1)
-    what = r"parallel.layout=auto \(command line\): no layout fits 1 x l4; `llmkit plan"
+    what = r"parallel.layout=auto \(command line\): no layout fits 1 x l4: .* needs .* GiB.*`llmkit plan"
     with pytest.raises(UserError, match=what):
         with_layout(recipe(), Known(world_size=1), alone, host_memory=2.0**34)
 
