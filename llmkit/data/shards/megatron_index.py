@@ -47,16 +47,12 @@ def find_prefixes(path: str) -> list[Path]:
 
 def _prefixes_at(path: Path) -> list[Path]:
     if os.path.isdir(path):
-        return [index.with_suffix("") for index in _listed(path) if index.suffix == ".idx"]
+        try:
+            return [index.with_suffix("") for index in path.iterdir() if index.suffix == ".idx"]
+        except OSError as error:
+            raise cannot_read(path, error) from error
     prefix = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
     return [prefix] if may_exist(with_suffix(prefix, ".idx")) else []
-
-
-def _listed(folder: Path) -> list[Path]:
-    try:
-        return list(folder.iterdir())
-    except OSError as error:
-        raise cannot_read(folder, error) from error
 
 
 def with_suffix(prefix: Path, suffix: str) -> Path:
@@ -108,7 +104,6 @@ def _chunks(
 class Head(NamedTuple):
     """The beginning of an index file. bounds: how many values bound the documents. raw: its bytes."""
 
-    size: int
     dtype: np.dtype
     sequences: int
     bounds: int
@@ -137,18 +132,18 @@ def read_head(path: Path) -> Head:
             f"{path}: {size} bytes, its {sequences} sequences and {max(bounds - 1, 0)} documents take "
             f"{expected}; the file was cut, or it holds more than text; {REMEDY}"
         )
-    return Head(size, np.dtype(ID_TYPES[code]), sequences, bounds, head)
+    return Head(np.dtype(ID_TYPES[code]), sequences, bounds, head)
 
 
 def read_index(path: Path) -> MegatronIndex:
     """Read and check an index file, all of it, in chunks; raises UserError."""
-    size, dtype, sequences, bounds, head = read_head(path)
+    dtype, sequences, bounds, head = read_head(path)
     tokens = _check_sequences(path, sequences, dtype.itemsize)
     _check_documents(path, sequences, bounds)
     if tokens == 0:
         raise UserError(f"{path}: holds no tokens; {REMEDY}")
     digest = xxh64(head)
-    for chunk in _chunks(path, HEADER.size, size - HEADER.size, "u1"):
+    for chunk in _chunks(path, HEADER.size, 12 * sequences + 8 * bounds, "u1"):
         digest.update(chunk.data)
     return MegatronIndex(path, dtype, sequences, bounds - 1, tokens, digest.hexdigest())
 
@@ -168,11 +163,10 @@ def _check_sequences(path: Path, sequences: int, item: int) -> int:
 
 def _check_documents(path: Path, sequences: int, bounds: int) -> None:
     """Check that the documents are all sequences in order."""
-    last = 0
+    first, last = -1, 0
     for chunk in _chunks(path, HEADER.size + 12 * sequences, bounds, "<i8"):
         if chunk[0] < last or (np.diff(chunk) < 0).any():
             raise UserError(f"{path}: its documents are not in order; {REMEDY}")
-        last = int(chunk[-1])
-    first = int(_read(path, HEADER.size + 12 * sequences, 1, "<i8")[0]) if bounds else -1
+        first, last = int(chunk[0]) if first < 0 else first, int(chunk[-1])
     if bounds < 2 or first != 0 or last != sequences:
         raise UserError(f"{path}: its documents are not all of its {sequences} sequences; {REMEDY}")

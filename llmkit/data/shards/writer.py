@@ -30,26 +30,20 @@ class _BlockHashes:
     """xxh64 of each BLOCK_BYTES of a stream of bytes."""
 
     def __init__(self) -> None:
-        self.digests: list[str] = []
-        self._hash, self._filled = xxh64(), 0
+        self._hashes, self._bytes = list[xxh64](), 0
 
     def update(self, content: memoryview) -> None:
         while len(content):
-            piece = content[: BLOCK_BYTES - self._filled]
-            self._hash.update(piece)
-            self._filled += len(piece)
+            filled = self._bytes % BLOCK_BYTES
+            if not filled:
+                self._hashes.append(xxh64())
+            piece = content[: BLOCK_BYTES - filled]
+            self._hashes[-1].update(piece)
+            self._bytes += len(piece)
             content = content[len(piece) :]
-            if self._filled == BLOCK_BYTES:
-                self._close_block()
 
-    def finish(self) -> list[str]:
-        if self._filled:
-            self._close_block()
-        return self.digests
-
-    def _close_block(self) -> None:
-        self.digests.append(self._hash.hexdigest())
-        self._hash, self._filled = xxh64(), 0
+    def digests(self) -> list[str]:
+        return [each.hexdigest() for each in self._hashes]
 
 
 class _Mask:
@@ -195,8 +189,8 @@ class ShardWriter:
             documents=len(self._offsets),
             max_id=self._max_id,
             bytes=self._tokens * self._stored.itemsize,
-            blocks=self._blocks.finish(),
+            blocks=self._blocks.digests(),
             offsets=xxh64_hexdigest(offsets),
-            mask=hashes.finish(),
+            mask=hashes.digests(),
         )
         self._records.append(record)
