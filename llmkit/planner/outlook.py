@@ -16,6 +16,7 @@ from llmkit.estimate.hardware import Fleet
 from llmkit.estimate.interruptions import DALY, LLAMA_3, daly_interval, lost_share, seconds_between
 from llmkit.estimate.search import Candidate
 from llmkit.estimate.term import Term
+from llmkit.estimate.workload import workload_of
 from llmkit.monitor.cost import Prices
 from llmkit.plan.plan import Plan
 from llmkit.precision import BYTES
@@ -205,16 +206,17 @@ def _needs(candidate: Candidate, question: Question, saved: float) -> list[Term]
 
 def _network(candidate: Candidate) -> Term:
     """Bytes a second that leave a node: each ring of data-parallel ranks crosses its border once."""
-    plan, layout = candidate.plan, candidate.plan.layout
-    gradient, weight = BYTES[plan.precision.reduction], BYTES[plan.precision.weights]
-    times, sent = 1, float(gradient + (weight if layout.zero_stage else gradient))
-    if layout.zero_stage == 3:
-        times, sent = plan.accumulation_steps, 2.0 * weight + gradient
+    plan, zero, work = candidate.plan, candidate.plan.layout.zero_stage, workload_of(candidate.plan)
+    assert work is not None, "a search has found the layout of a model that is known"
+    exchange = work.exchange
+    gradients = exchange.gradient_bytes * (2 if exchange.all_reduce else 1)  # scattered and gathered
+    gradients *= plan.accumulation_steps if zero == 3 or exchange.each_micro_batch else 1
+    weights = BYTES[plan.precision.weights] * (2 * plan.accumulation_steps if zero == 3 else zero > 0)
     trained = float(plan.num_trained)
-    bytes_ = times * sent * trained
     seconds, there = candidate.time.seconds, candidate.fleet.node_bandwidth / 1e9
     return Term(
-        "network of a node", bytes_ / seconds, "bytes/s",
-        f"{times} x {sent:g} bytes of {trained:.4g} parameters in {seconds:.4g} s, of {there:.4g} GB/s",
+        "network of a node", (gradients + weights) * trained / seconds, "bytes/s",
+        f"({gradients:,} bytes of gradients + {weights:,} of weights) x {trained:.4g} parameters in "
+        f"{seconds:.4g} s, of {there:.4g} GB/s",
         "rings of reduce-scatter and all-gather (Patarasuk and Yuan 2009), each crossing once",
     )  # fmt: skip

@@ -13,7 +13,7 @@ from llmkit.errors import UserError
 from llmkit.estimate.communication import HOST_BANDWIDTH
 from llmkit.estimate.devices import Hardware
 from llmkit.estimate.interruptions import daly_interval, lost_share
-from llmkit.estimate.search import Candidate, Ground, search
+from llmkit.estimate.search import Candidate, Found, Ground, search
 from llmkit.monitor.cost import Prices
 from llmkit.planner.assumed import open_subject
 from llmkit.planner.outlook import DISK_BANDWIDTH, Question, checkpoint_size, outlook
@@ -22,10 +22,15 @@ RECIPE = str(Path(__file__).parents[2] / "configs/recipes/llama-3.1-8b.yaml")
 
 
 @pytest.fixture(scope="module")
-def best() -> Candidate:
+def found() -> Found:
     given = ["checkpoint.keep_last=2", "checkpoint.background=true"]
     subject = open_subject(load, RECIPE, given, None)
-    return search(subject.loaded, Ground(Hardware().fleet("h100", 8, 8))).fitting[0]
+    return search(subject.loaded, Ground(Hardware().fleet("h100", 8, 8)))
+
+
+@pytest.fixture(scope="module")
+def best(found: Found) -> Candidate:
+    return found.fitting[0]
 
 
 def test_time_is_steps_with_what_is_lost(best: Candidate):
@@ -80,6 +85,17 @@ def test_disks_hosts_and_network(best: Candidate):
     assert terms["host memory of a node"].value >= saved / 8
     sent = terms["network of a node"].value * best.time.seconds
     assert best.plan.layout.zero_stage == 1 and sent == pytest.approx(6 * 8_030_261_248)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_what_is_sent_for_each_micro_batch_passes_the_network_as_often(found: Found, stage: int):
+    each = next(one for one in found.fitting if one.plan.layout.zero_stage == stage)
+    times = each.plan.accumulation_steps
+    terms = {term.name: term for term in outlook(each, Question(1e11, Prices())).terms}
+    sent = terms["network of a node"].value * each.time.seconds
+    # fp32 gradients: summed on all ranks by DeepSpeed's stage 2, scattered at stage 3; weights in bf16.
+    bytes_ = times * 2 * 4 + 2 if stage == 2 else times * (4 + 2 * 2)
+    assert times > 1 and sent == pytest.approx(bytes_ * 8_030_261_248)
 
 
 def test_training_waits_for_the_disk_where_saves_are_not_beside_it(best: Candidate):
