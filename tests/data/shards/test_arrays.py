@@ -40,6 +40,7 @@ def write(
     length=st.integers(1, 40),
     shard_bytes=st.sampled_from([20, 60, 1 << 20]),
 )
+@example(documents=[([False] * 6, True)], length=7, shard_bytes=20)  # a row is longer than its file of bits
 @example(documents=[(40, True), ([True] * 9 + [False], False)], length=8, shard_bytes=1 << 20)
 @example(documents=[(40, True), (40, True), ([False], True), (50, True)], length=16, shard_bytes=20)
 @settings(deadline=None, max_examples=60)
