@@ -38,6 +38,7 @@ def _gpu(
 _GPUS = (
     _gpu("a100", "A100-SXM4-80GB", 81920, 2039, 400, 108, 19.5, 0, "nvlink3 ib-hdr ampere", of=A100),
     _gpu("a100-40gb", "A100-SXM4-40GB", 40960, 1555, 400, 108, 19.5, 0, "nvlink3 ib-hdr ampere", of=A100),
+    _gpu("a100-pcie", "A100 80GB PCIe", 81920, 1935, 300, 108, 19.5, 0, "pcie4 ib-hdr ampere"),
     _gpu("h100", "H100 80GB HBM3", 81559, 3350, 700, 132, 67, 2, "nvlink4 ib-ndr hopper", of=H100),
     _gpu("h100-pcie", "H100 PCIe", 81559, 2039, 350, 114, 51, 2, "pcie5 ib-ndr200 hopper"),
     _gpu("h100-nvl", "H100 NVL", 95830, 3938, 400, 132, 60, 2, "pcie5 ib-ndr200 hopper"),
