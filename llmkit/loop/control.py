@@ -80,6 +80,11 @@ class Control:
         dist.all_reduce(largest, dist.ReduceOp.MAX, group=self._mesh.control)
         return largest.tolist()
 
+    def settle(self) -> None:
+        """Waits for the exchange under way, whose result is taken as ever. Not collective."""
+        if self._sent is not None:
+            self._sent[1].wait()
+
     def _receive(self) -> Agreed:
         if self._sent is None:
             return NOTHING

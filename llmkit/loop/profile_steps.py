@@ -77,6 +77,8 @@ class ProfileSteps(Hook):
         recording, self._recording, t.phases.annotate = self._recording, None, nullcontext
         assert recording is not None
         with t.phases.span("save"):  # which may take long, on a GPU
+            # A message that ends after the profiler writes into memory which that has given back.
+            t.control.settle()
             recording.stop()
         waiting, steps = t.phases.seconds["data"] - self._waited, t.state.step - self._begun_at
         name = f"step-{self._begun_at + 1}-rank-{t.mesh.rank}"

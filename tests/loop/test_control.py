@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from llmkit.loop import control as module
 from llmkit.loop.control import NOTHING, Agreed, Control, Poll
@@ -43,3 +45,14 @@ def test_a_phase_is_given_up_with_the_reason():
     wishes = iter([0, 3])
     poll = Poll(Control(Mesh()), lambda: next(wishes))
     assert [poll(), poll()] == [0, 3]
+
+
+def test_an_exchange_that_was_waited_for_still_gives_its_result():
+    waited = []
+    control = Control(Mesh(0, 2))
+    control.settle()
+    values = torch.cat([torch.tensor(Agreed(save=1), dtype=torch.int64), torch.zeros(4, dtype=torch.int64)])
+    control._sent = values, SimpleNamespace(wait=lambda: waited.append(1))
+    control.settle()
+    assert waited == [1]
+    assert control.close() == Agreed(save=1)

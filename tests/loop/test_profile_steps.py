@@ -15,8 +15,10 @@ from llmkit.config.load import load
 from llmkit.data.loader import TrainLoader
 from llmkit.errors import UserError
 from llmkit.loop import profile_steps
+from llmkit.loop.control import Control
 from llmkit.loop.phases import Phases
 from llmkit.loop.state import TrainState
+from llmkit.monitor.profile import Recording
 from tests.program import events, recorded, rows, train
 
 FILES = [".json.gz", ".summary.json", ".txt"]
@@ -57,6 +59,18 @@ def test_a_resume_records_what_is_left_and_a_stop_what_there_was(project: Path) 
     ]  # fmt: skip
 
 
+def test_no_message_is_under_way_when_the_profiler_ends(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch marks the end of a message in memory of the profiler, and crashes where that is gone."""
+    calls = list[str]()
+    stop = Recording.stop
+    monkeypatch.setattr(Control, "settle", lambda control: calls.append("settle"))
+    monkeypatch.setattr(Recording, "stop", lambda recording: (calls.append("stop"), stop(recording)))
+    assert train("monitor.profile_steps=[2,2]", "train.max_steps=3") == 0
+    assert calls == ["settle", "stop"]
+
+
 def test_a_rank_has_its_share_of_the_flops(project: Path) -> None:
     """Of steps 4 to 6, each of 128 tokens of 10 FLOPs, on one of two ranks."""
     written: list[tuple[Any, ...]] = []
@@ -69,6 +83,7 @@ def test_a_rank_has_its_share_of_the_flops(project: Path) -> None:
         phases=Phases(), state=TrainState(step=6), mesh=SimpleNamespace(rank=1, world_size=2),
         work=SimpleNamespace(full=10.0), plan=SimpleNamespace(tokens_per_step=128),
         folder=SimpleNamespace(path=project), events=nothing, console=nothing,
+        control=SimpleNamespace(settle=lambda: None),
     )  # fmt: skip
     hook.on_end(trainer)
     assert written == [(project / "profile/step-4-rank-1", 0.0, 3, 3 * 128 * 10.0 / 2)]
