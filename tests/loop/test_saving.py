@@ -118,7 +118,8 @@ def opens_when_waited_for(monkeypatch: pytest.MonkeyPatch, gate: Gate) -> None:
     settle = saving.Saves.settle
 
     def opening(saves: saving.Saves) -> None:
-        gate.open.set()
+        if saves.in_flight:
+            gate.open.set()
         settle(saves)
 
     monkeypatch.setattr(saving.Saves, "settle", opening)

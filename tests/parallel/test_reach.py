@@ -40,13 +40,18 @@ def test_hosts_that_all_reach_each_other_have_nothing_to_say(hosts):
     assert asked(reaches) == [""] * 6
 
 
-def test_all_ranks_name_the_pairs_that_cannot_connect(hosts):
+def test_all_ranks_name_the_pairs_that_cannot_connect(hosts, monkeypatch):
     store, reaches = hosts
-    door = json.loads(store.get("door/4"))
-    with socket.socket() as taken:  # nobody listens there, and nobody else will
-        taken.bind(("127.0.0.1", 0))
-        store.set("door/4", json.dumps({**door, "port": taken.getsockname()[1]}))
-        said = set(asked(reaches))
+    n3 = json.loads(store.get("door/4"))["port"]
+    connect = module.socket.create_connection
+
+    def blocked(address: tuple[str, int], timeout: float) -> socket.socket:
+        if address[1] == n3:
+            raise TimeoutError
+        return connect(address, timeout)
+
+    monkeypatch.setattr(module.socket, "create_connection", blocked)
+    said = set(asked(reaches))
     assert said == {f"n1 cannot connect to n3 and n2 cannot connect to n3: {module.REMEDY}"}
 
 
