@@ -63,6 +63,7 @@ DRILLS = {
     "D46": "ulimit -n 256",
     "D47": "a storm of requeues",
     "D48": "a start that is over for its batch system goes on",
+    "D49": "random mixtures of sources, resumed on random numbers of ranks",
 }
 
 

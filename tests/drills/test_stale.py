@@ -58,9 +58,7 @@ def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
     expected="they end with exit code 1; of the run folder no byte and no file has changed",
 )
 @pytest.mark.parametrize("size", [1, 2])
-def test_a_stale_start_that_wakes_up_publishes_nothing(
-    tmp_path: Path, size: int, measured: Measured
-) -> None:
+def test_a_stale_start_that_wakes_up_publishes_nothing(tmp_path: Path, size: int, measured: Measured) -> None:
     """As where slurmd dies: the processes of the job are left over, the job is requeued on another node."""
     make_project(tmp_path)
     run = tmp_path / "runs" / "tiny"
