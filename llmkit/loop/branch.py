@@ -73,7 +73,7 @@ def _require_other_run(name: str, folder: RunFolder) -> None:
         )
 
 
-def record(checkpoint: Checkpoint, options: Options) -> dict[str, Any]:
+def origin_record(checkpoint: Checkpoint, options: Options) -> dict[str, Any]:
     """What a branch keeps of where it began: the checkpoint, the folder of its run, and the data's position.
 
     In its checkpoints, its first event and manifest.json, as `branched_from`.

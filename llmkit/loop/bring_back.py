@@ -58,9 +58,12 @@ def _ask(url: str, launch: Launch, folder: RunFolder, note: Callable[[str], None
     store = Store(url, Traffic(SHORT) if here else None)
     try:
         found, there = owner.read(store), catalogue.read(store)
-        if found is None and there is None:
-            return ""
-        run, start = (there.run, 0) if found is None and there is not None else (found.run, found.start)  # type: ignore[union-attr]
+        if found is None:
+            if there is None:
+                return ""
+            run, start = there.run, 0
+        else:
+            run, start = found.run, found.start
         if known.run != run if known is not None else here:
             raise UserError(
                 f"{store} holds the copies of another run{f', last of {found.owner}' if found else ''}: "

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
+from typing import Any
 
 from llmkit.config.entries import make_all
 from llmkit.config.heldout import nothing_held_out
@@ -17,22 +18,22 @@ from llmkit.engine.base import next_token
 from llmkit.engine.build import build_engine, take_state
 from llmkit.evaluation.harness import check_tasks
 from llmkit.loop.begin import begin
-from llmkit.loop.best import name_best
-from llmkit.loop.branch import begin_branch, record
+from llmkit.loop.branch import begin_branch, origin_record
 from llmkit.loop.bring_back import bring_back
 from llmkit.loop.describe import opening_lines
-from llmkit.loop.evaluate import take_over_evaluation
+from llmkit.loop.evaluations import take_over_record
 from llmkit.loop.failed_starts import COUNTED
 from llmkit.loop.hook_list import instances
-from llmkit.loop.initial_weights import open_initial
+from llmkit.loop.initial_weights import StartingWeights, open_initial
 from llmkit.loop.launch import Launch
+from llmkit.loop.options import Options
 from llmkit.loop.prepare import prepare_run
 from llmkit.loop.resume import ResumePoint, changed_settings, find_resume_point, resumed_state
 from llmkit.loop.rollback import Rollbacks, rollbacks_on_record
 from llmkit.loop.spending import EnergyMeter, Spending
 from llmkit.loop.state import TrainState
 from llmkit.loop.stop import StopRequest
-from llmkit.loop.tasks import tasks_of, tasks_on_record
+from llmkit.loop.tasks import tasks_of
 from llmkit.loop.trainer import Trainer
 from llmkit.monitor.console import Console
 from llmkit.monitor.cost import Prices
@@ -100,16 +101,11 @@ def _build(
     )  # fmt: skip
     stack.callback(engine.close)
     events.listeners += [sink.event for sink in sinks]
-    saved_state = {"init_from": initial.record()} if initial is not None else {}
-    if checkpoint is not None:
-        saved_state = checkpoint.state
-    if checkpoint is not None and point.begins_branch:
-        saved_state = saved_state | {"branched_from": record(checkpoint, launch.options)}
     trainer = Trainer(
         launch, plan, data, loader, _heldout(launch, plan, data, note), engine, state,
         folder=folder, console=console, events=events, sinks=sinks, watch=watch,
         stop=stop, saved_step=None if checkpoint is None or point.begins_branch else state.step,
-        was_done=point.was_done, saved_state=saved_state,
+        was_done=point.was_done, saved_state=_saved_state(point, initial, launch.options),
         spending=Spending(mesh, energy, Prices.of(config.monitor), launch.started, launch.clock),
         metrics=metrics, rollbacks=rollbacks,
         restore=lambda earlier: take_state(engine, config, earlier, base, earlier.state["updates"]),
@@ -122,15 +118,23 @@ def _build(
                 check_tasks(tasks, engine.model.context_length)  # now, not hours later
             begin(trainer, launch.loaded, point, metrics, data_changes)
     if checkpoint is not None:
-        take_over_evaluation(state, config, metrics, mesh)
-        if not trainer.has_nothing_to_do:
-            name_best(trainer)  # the start before may have ended between its save and that
-        if tasks_on_record(metrics, state.step, mesh):
-            state.tasks_step = state.step
+        take_over_record(trainer)
     console.max_steps = state.max_steps
     for line in opening_lines(trainer, launch, point):
         note(line)
     return trainer
+
+
+def _saved_state(point: ResumePoint, initial: StartingWeights | None, options: Options) -> Mapping[str, Any]:
+    """What the checkpoint keeps beside the engine's state; of a new run, what its first one inherits.
+
+    initial: the weights that a new run starts from, where these are not random.
+    """
+    if point.checkpoint is None:
+        return {} if initial is None else {"init_from": initial.record()}
+    if not point.begins_branch:
+        return point.checkpoint.state
+    return point.checkpoint.state | {"branched_from": origin_record(point.checkpoint, options)}
 
 
 def _open_records(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,17 +10,13 @@ import torch
 from torch import Tensor
 
 from llmkit.batch import Batch, LossSum
-from llmkit.config.schema import Config
 from llmkit.data.evaluation import HeldOut, HeldOutPart
 from llmkit.data.prefetch import GaveUp
 from llmkit.engine.base import Engine
 from llmkit.engine.loss_parts import loss_at, sums_by_position
 from llmkit.loop.control import Control, Poll
 from llmkit.loop.hook import Evaluation
-from llmkit.loop.state import TrainState
 from llmkit.monitor.flops import bits_per_byte, perplexity
-from llmkit.monitor.metrics import MetricsFile
-from llmkit.parallel.agreement import on_rank_zero
 from llmkit.parallel.mesh import Mesh
 from llmkit.preference.loss import MEASURES
 
@@ -80,17 +75,3 @@ def _batches(heldout: HeldOut, device: torch.device, poll: Poll) -> Iterator[Bat
         if why := poll():
             raise GaveUp(why)
         yield batch.pinned_for(device).to(device)
-
-
-def take_over_evaluation(state: TrainState, config: Config, metrics: MetricsFile, mesh: Mesh) -> None:
-    """Counts the evaluation of this very step that was made after its checkpoint, where it is on record.
-
-    All ranks call it; rank 0 has the record.
-    """
-    if state.evaluated_step == state.step:
-        return
-    text = on_rank_zero(mesh, lambda: json.dumps(metrics.evaluation_at(state.step)))
-    row = json.loads(text)
-    if row is not None:
-        loss = row["eval_loss"]
-        state.record_evaluation(math.nan if loss is None else loss, config.evaluate.early_stopping)

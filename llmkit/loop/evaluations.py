@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from llmkit.data.evaluation import HeldOut
 from llmkit.data.prefetch import GaveUp
-from llmkit.loop.best import keep_if_best
+from llmkit.loop.best import keep_if_best, name_best
 from llmkit.loop.evaluate import evaluate, evaluation_row
 from llmkit.loop.sample_table import write_samples
 from llmkit.loop.stop import LATE
-from llmkit.loop.tasks import evaluate_tasks, leave_out, tasks_due, tasks_stop_code
+from llmkit.loop.tasks import evaluate_tasks, leave_out, tasks_due, tasks_on_record, tasks_stop_code
+from llmkit.parallel.agreement import on_rank_zero
 
 if TYPE_CHECKING:
     from llmkit.loop.trainer import Trainer
@@ -64,6 +67,26 @@ def evaluate_now(t: Trainer) -> bool:
         t.hooks.call("after_evaluate", t, found)
     keep_if_best(t)
     return True
+
+
+def take_over_record(t: Trainer) -> None:
+    """Takes over what was found of this very step after its checkpoint was saved, where it is on record: the
+    held-out loss, and that it is evaluated by tasks; names the best checkpoint. Collective.
+
+    For a run that stands at a checkpoint again, by a start or a rollback; rank 0 has the record. A start may
+    have ended between a save and the name of the best checkpoint.
+    """
+    state = t.state
+    if state.evaluated_step != state.step:
+        row = json.loads(on_rank_zero(t.mesh, lambda: json.dumps(t.metrics.evaluation_at(state.step))))
+        if row is not None:
+            loss = row["eval_loss"]
+            patience = t.config.evaluate.early_stopping
+            state.record_evaluation(math.nan if loss is None else loss, patience)
+    if not t.has_nothing_to_do:
+        name_best(t)
+    if tasks_on_record(t.metrics, state.step, t.mesh):
+        state.tasks_step = state.step
 
 
 def _loss_of_average(t: Trainer, heldout: HeldOut) -> dict[str, float]:

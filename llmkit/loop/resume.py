@@ -225,8 +225,7 @@ def resumed_state(
         note("other text is held out than before: early stopping begins to compare anew")
         state.best_eval_loss, state.best_eval_step, state.evaluations_without_gain = None, None, 0
         state.evaluated_step = state.eval_loss = None
-    patience = config.evaluate.early_stopping
-    state.stopped_early = patience is not None and state.evaluations_without_gain >= patience
+    state.apply_patience(config.evaluate.early_stopping)
     return state
 
 

@@ -16,11 +16,10 @@ from llmkit.checkpoint.read import Checkpoint, folders, newest
 from llmkit.data.loader import TrainLoader
 from llmkit.data.omitted import Window
 from llmkit.errors import RunFault
-from llmkit.loop.best import forget_later_best, name_best
-from llmkit.loop.evaluate import take_over_evaluation
+from llmkit.loop.best import forget_later_best
+from llmkit.loop.evaluations import take_over_record
 from llmkit.loop.samples import cut_back_samples
 from llmkit.loop.state import TrainState
-from llmkit.loop.tasks import tasks_on_record
 from llmkit.monitor.events import EventLog
 from llmkit.monitor.jsonlines import Row
 from llmkit.parallel.agreement import fail_together, on_rank_zero
@@ -118,10 +117,7 @@ def roll_back(t: Trainer, spike: int) -> bool:
         with fail_together(t.mesh):
             if t.mesh.rank == 0:
                 _put_on_record(t, spike, last, rows)
-        take_over_evaluation(t.state, t.config, t.metrics, t.mesh)
-        name_best(t)
-        if tasks_on_record(t.metrics, t.state.step, t.mesh):
-            t.state.tasks_step = t.state.step
+        take_over_record(t)
     t.loader.start()
     note(
         f"step {spike}: gone back from step {last} to the checkpoint of step {t.state.step}; "
@@ -134,7 +130,8 @@ def roll_back(t: Trainer, spike: int) -> bool:
 def _restore(t: Trainer, checkpoint: Checkpoint) -> None:
     """Makes everything what it was when the checkpoint was saved, but for the position in the data."""
     t.restore(checkpoint)
-    t.state.go_back(TrainState.from_json(checkpoint.state["progress"], checkpoint.origin))
+    earlier = TrainState.from_json(checkpoint.state["progress"], checkpoint.origin)
+    t.state.go_back(earlier, t.config.evaluate.early_stopping)
     t.saved_step = checkpoint.step
     t.console.max_steps = t.state.max_steps
     t.load_recorded(checkpoint.state)

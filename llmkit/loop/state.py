@@ -62,8 +62,8 @@ class TrainState:
             at = self.step if self.pace is None else self.pace.position_at(self.step, before)
             self.pace = Pace(self.step, at, before if self.pace is None else self.pace.span)
 
-    def go_back(self, earlier: TrainState) -> None:
-        """Becomes what it was; the run still ends where it does now."""
+    def go_back(self, earlier: TrainState, patience: int | None) -> None:
+        """Becomes what it was; the run still ends where it does now, by steps and by the patience of now."""
         end = self.max_steps
         for field in fields(self):
             setattr(self, field.name, getattr(earlier, field.name))
@@ -71,6 +71,7 @@ class TrainState:
             self.max_steps = end
         elif end is not None:
             self.end_after(end)
+        self.apply_patience(patience)
 
     def record_evaluation(self, loss: float, patience: int | None) -> None:
         """Notes an evaluation at this step, and whether it was one too many without a lower loss."""
@@ -80,6 +81,10 @@ class TrainState:
             self.best_eval_loss, self.best_eval_step, self.evaluations_without_gain = loss, self.step, 0
         else:
             self.evaluations_without_gain += 1
+        self.apply_patience(patience)
+
+    def apply_patience(self, patience: int | None) -> None:
+        """Ends the run here where so many evaluations were without a lower loss; None = any number may be."""
         self.stopped_early = patience is not None and self.evaluations_without_gain >= patience
 
     def add_loss(self, loss: float, targets: int) -> None:

@@ -102,7 +102,7 @@ class Trainer:
         self.init_from: Mapping[str, Any] | None = saved_state.get("init_from")
         """The weights that the run began with: their folder, and a digest of them; None for random ones."""
         self.branched_from: Mapping[str, Any] | None = saved_state.get("branched_from")
-        """The checkpoint of another run that this one began with: see `loop.branch.record`."""
+        """The checkpoint of another run that this one began with: see `loop.branch.origin_record`."""
         self.control = Control(self.mesh)
         budget = None
         if state.max_steps is None:

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from s3fs import S3FileSystem
 
 from llmkit.copies.outgoing import Outgoing, Stored, stored
 from llmkit.copies.store import Store, Traffic
 from llmkit.data.sources.remote import Patience
 from tests.copies.stores import PutServer, S3Store
+from tests.data.sources.s3_server import s3_is
 from tests.limits import HANG
 
 QUICK = Patience(retries=2, first_delay=0.001, stall_seconds=HANG)
@@ -49,24 +49,9 @@ def web() -> Iterator[PutServer]:
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Store]:
     """The store that s3:// means; one for all tests, since making a client of it takes long."""
-    server, nowhere = S3Store(), str(tmp_path_factory.mktemp("s3") / "none")
-    settings = {
-        "AWS_ENDPOINT_URL": server.url,
-        "AWS_ACCESS_KEY_ID": "dummy-key-of-the-tests",
-        "AWS_SECRET_ACCESS_KEY": "dummy-secret-of-the-tests",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_CONFIG_FILE": nowhere,
-        "AWS_SHARED_CREDENTIALS_FILE": nowhere,
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
-            patch.delenv(name)
-        for name, value in settings.items():
-            patch.setenv(name, value)
+    server = S3Store()
+    with s3_is(server, tmp_path_factory.mktemp("s3") / "none"):
         yield server
-    S3FileSystem.clear_instance_cache()
-    server.close()
 
 
 @pytest.fixture

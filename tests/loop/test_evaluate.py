@@ -7,6 +7,8 @@ import math
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -14,7 +16,7 @@ from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.cli import main
 from llmkit.config.schema import Config, Data, Evaluate, Source
 from llmkit.data.evaluation import HeldOut
-from llmkit.loop.evaluate import take_over_evaluation
+from llmkit.loop.evaluations import take_over_record
 from llmkit.loop.state import TrainState
 from llmkit.monitor.metrics import MetricsFile
 from llmkit.parallel.mesh import Mesh
@@ -136,13 +138,40 @@ def test_the_step_at_which_early_stopping_ends_a_run_has_a_row(project):
     ],
     ids=["on record", "not finite", "of another step", "known already"],
 )
-def test_an_evaluation_on_record_counts_once(tmp_path: Path, step, row, wanted):
+def test_an_evaluation_on_record_counts_once(tmp_path: Path, monkeypatch, step, row, wanted):
     state = TrainState(step, evaluated_step=4, eval_loss=3.0, best_eval_loss=2.0, evaluations_without_gain=1)
-    metrics = MetricsFile(tmp_path / "metrics.jsonl")
-    metrics.append(row)
-    config = Config(data=Data(sources=[Source(type="stdlib")]), evaluate=Evaluate(early_stopping=9))
-    take_over_evaluation(state, config, metrics, Mesh())
+    t = at_a_checkpoint(tmp_path, monkeypatch, state, [row], early_stopping=9)
+    take_over_record(t)
     assert (state.evaluated_step, state.eval_loss, state.evaluations_without_gain) == wanted
+
+
+@pytest.mark.parametrize(
+    ("step", "finished", "tasks_step", "named"),
+    [(8, False, 8, [8]), (7, False, None, [None]), (8, True, 8, [])],
+)
+def test_of_the_record_tasks_are_taken_over_and_the_best_is_named(
+    tmp_path: Path, monkeypatch, step, finished, tasks_step, named
+):
+    state = TrainState(step)
+    record = [{"step": 8, "eval_loss": 1.5, "eval_bits_per_byte": 2.0}, {"step": 8, "eval/toy/acc": 0.5}]
+    t = at_a_checkpoint(tmp_path, monkeypatch, state, record)
+    t.has_nothing_to_do = finished
+    take_over_record(t)
+    assert (state.tasks_step, t.named) == (tasks_step, named)
+
+
+def at_a_checkpoint(tmp_path: Path, monkeypatch, state: TrainState, record, early_stopping=None) -> Any:
+    """As much of a trainer as is asked about its record; `named`: steps that are named as the best ones."""
+    named: list[int | None] = []
+    monkeypatch.setattr("llmkit.loop.evaluations.name_best", lambda t: named.append(t.state.best_eval_step))
+    metrics = MetricsFile(tmp_path / "metrics.jsonl")
+    for row in record:
+        metrics.append(row)
+    evaluate = Evaluate(early_stopping=early_stopping)
+    config = Config(data=Data(sources=[Source(type="stdlib")]), evaluate=evaluate)
+    return SimpleNamespace(
+        state=state, config=config, metrics=metrics, mesh=Mesh(), has_nothing_to_do=False, named=named
+    )
 
 
 def test_an_evaluation_equals_that_of_the_saved_model(project):

@@ -65,3 +65,13 @@ def test_the_mean_loss_weighs_steps_by_their_targets_and_leaves_out_what_is_not_
         progress.add_loss(loss, targets)
     assert progress.take_mean_loss() == 2.5
     assert progress.take_mean_loss() is None
+
+
+def test_going_back_keeps_the_end_and_the_patience_of_now():
+    """To the checkpoint at which less patience had ended the run."""
+    state = TrainState(step=30, max_steps=50, evaluations_without_gain=3)
+    earlier = TrainState(step=20, max_steps=40, evaluations_without_gain=2, stopped_early=True)
+    state.go_back(earlier, patience=4)
+    assert (state.step, state.max_steps, state.finished()) == (20, 50, False)
+    state.go_back(TrainState(step=10, max_steps=40, evaluations_without_gain=1), patience=1)
+    assert state.step == 10 and state.finished()
