@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 from llmkit.errors import UserError
 
+DATA_POSITIONS = ("keep", "new")
 Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"
 
 
@@ -64,9 +65,28 @@ def add_branch(parser: argparse.ArgumentParser) -> None:
         "RUN; a branch that has begun goes on",
     )  # fmt: skip
     parser.add_argument(
-        "--data-position", choices=["keep", "new"],
+        "--data-position", choices=DATA_POSITIONS,
         help="of a branch: read on where the other run stood (keep, the default), or from the beginning",
     )  # fmt: skip
+
+
+def wrong_branch(branch: str | None, data_position: str | None) -> str | None:
+    """What is wrong with --from and --data-position whatever lies where --from points; None: nothing is."""
+    if branch is None and data_position is not None:
+        return (
+            f"--data-position {data_position} goes with --from: a run that goes on keeps its position in the "
+            "data; leave it out"
+        )
+    if data_position not in (None, *DATA_POSITIONS):
+        return f"--data-position {data_position!r}: is {' or '.join(DATA_POSITIONS)}"
+    if branch is not None and not branch:
+        return "--from is empty; name a run or a checkpoint of it, such as runs/demo@1000"
+    if branch is not None and "://" in branch:
+        return (
+            f"--from {branch}: a branch begins with a folder; fetch the copy first (llmkit checkpoint fetch "
+            "URL FOLDER), and name that"
+        )
+    return None
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:

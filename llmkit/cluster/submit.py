@@ -19,7 +19,7 @@ from llmkit.cluster.queue import ENDED, comment_of, job_facts, log_of, user_jobs
 from llmkit.cluster.request import Request, read_request
 from llmkit.cluster.script import render, shown_part, template
 from llmkit.cluster.words import start_time
-from llmkit.command_line import to_stderr
+from llmkit.command_line import to_stderr, wrong_branch
 from llmkit.config.mistakes import printable
 from llmkit.config.override import as_utf8
 from llmkit.errors import RunFault, UserError
@@ -39,7 +39,7 @@ def submit_command(options: argparse.Namespace, load: Load, environment: Mapping
     request = read_request(options, script, environment)
     accelerate, unread = _accelerate(options)
     runs, mistakes = check_runs(options.config, options.overrides, request, load, accelerate)
-    if mistakes := [*request.mistakes, *unread, *mistakes, *_wrong_branch(options, runs)]:
+    if mistakes := [*request.mistakes, *unread, *mistakes, *_branch_mistakes(options, runs)]:
         count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
         listed = "".join("\n  " + mistake.replace("\n", "\n  ") for mistake in mistakes)
         raise UserError(f"submit: {count}, nothing was submitted{listed}")
@@ -67,10 +67,12 @@ def arguments_of(options: argparse.Namespace) -> list[str]:
     return [options.config, *options.overrides, *chosen]
 
 
-def _wrong_branch(options: argparse.Namespace, runs: Sequence[CheckedRun]) -> list[str]:
+def _branch_mistakes(options: argparse.Namespace, runs: Sequence[CheckedRun]) -> list[str]:
     """What is wrong with `--from`; of runs that have begun its checkpoint need not be there any more."""
+    if (wrong := wrong_branch(options.branch, options.data_position)) is not None:
+        return [wrong]
     if options.branch is None:
-        return [] if options.data_position is None else ["--data-position goes with --from"]
+        return []
     if runs and all(os.path.isdir(os.path.join(run.folder, "checkpoints")) for run in runs):
         return []
     from llmkit.checkpoint.named import named  # imports torch

@@ -1,4 +1,4 @@
-"""Whether a job's time limit leaves time to train before SLURM's warning of it."""
+"""Whether a job's time limit leaves time to train before SLURM's warning that the limit is near."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _EARLIER = 60
 
 
 def too_short(script: str, options: Mapping[str, str | None]) -> str | None:
-    """Why every start of the job would be told to stop as it begins, as a sentence; None where it would not.
+    """Why no start of the job could train, as each would be warned as it begins; None where they can.
 
     script: the template, whose own options hold where `options`, those of the job, have none.
     """
@@ -22,9 +22,10 @@ def too_short(script: str, options: Mapping[str, str | None]) -> str | None:
     if limit is None or warning is None or limit > warning + _EARLIER:
         return None
     return (
-        f"--time: {chosen['time']} is {limit:,} seconds, and the run is told to stop "
-        f"{warning:,} seconds before that, or up to {_EARLIER} earlier: no start would train; give it more "
-        "time, or a later warning by --sbatch-option=--signal=B:USR1@SECONDS"
+        f"--time: {chosen['time']} is {limit:,} seconds, and SLURM warns the run {warning:,} seconds before "
+        f"they are over, or up to {_EARLIER} earlier: every start would be told to stop as it begins, and "
+        f"train nothing; ask for more than {warning + _EARLIER:,} seconds, or for a later warning by "
+        "--sbatch-option=--signal=B:USR1@SECONDS"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from llmkit.command_line import wrong_branch
 from llmkit.errors import UserError
 
 DataPosition = Literal["keep", "new"]
@@ -32,20 +33,8 @@ class Options:
     anyway: bool = False
 
     def __post_init__(self) -> None:
-        if self.branch is None and self.data_position is not None:
-            raise UserError(
-                f"--data-position {self.data_position} goes with --from: a run that goes on keeps its "
-                "position in the data; leave it out"
-            )
-        if self.data_position not in (None, "keep", "new"):
-            raise UserError(f"--data-position {self.data_position!r}: is keep or new")
-        if self.branch is not None and not self.branch:
-            raise UserError("--from is empty; name a run or a checkpoint of it, such as runs/demo@1000")
-        if self.branch is not None and "://" in self.branch:
-            raise UserError(
-                f"--from {self.branch}: a branch begins with a folder; fetch the copy first "
-                "(llmkit checkpoint fetch URL FOLDER), and name that"
-            )
+        if (wrong := wrong_branch(self.branch, self.data_position)) is not None:
+            raise UserError(wrong)
         if self.data_position == "new" and self.allow_data_change:
             raise UserError(
                 "--data-position new reads any data from their beginning, so --allow-data-change has nothing "

@@ -134,7 +134,9 @@ def test_a_branch_goes_along_and_only_training_is_given_it(
     for branch, says in (
         (["--from", "runs/old@7"], "--from: runs/old@7: runs/old/checkpoints has no checkpoint of step 7"),
         (["--from", "runs/none"], "--from: runs/none: no such folder; name a run or a checkpoint of it"),
-        (["--data-position", "new"], "--data-position goes with --from"),
+        (["--data-position", "new"], "--data-position new goes with --from: a run that goes on keeps"),
+        (["--from", ""], "--from is empty; name a run"),
+        (["--from", "s3://bucket/old"], "--from s3://bucket/old: a branch begins with a folder"),
     ):
         assert submit(*given, *branch) == 2
         assert says in capsys.readouterr().err

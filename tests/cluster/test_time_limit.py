@@ -31,7 +31,7 @@ def test_forms_of_time_limits(limit: str, seconds: int | None) -> None:
 def test_a_limit_before_the_warning_is_found(options: dict[str, str], warning: int) -> None:
     found = str(too_short(template(), options))
     assert found.startswith(f"--time: {options['time']} is ")
-    assert f"told to stop {warning} seconds before" in found
+    assert f"warns the run {warning} seconds before" in found and f"more than {warning + 60} seconds" in found
 
 
 @pytest.mark.parametrize(

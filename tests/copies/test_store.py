@@ -129,7 +129,7 @@ def test_the_web_server_is_read_back(web: PutServer, traffic: Traffic) -> None:
 def test_a_store_that_takes_nothing_is_given_up(kind: str, request: pytest.FixtureRequest) -> None:
     server: PutServer | S3Store = request.getfixturevalue(kind)
     url = "s3://bucket" if kind == "s3" else server.url  # type: ignore[union-attr]
-    Store(url, Traffic(QUICK)).put("a.bin", outgoing(b"a"))  # a client is made, which may take longer than below
+    Store(url, Traffic(QUICK)).put("a.bin", outgoing(b"a"))  # makes a client, which may take long
     server.writes.clear()
     server.write_trouble = lambda method, number, path: "stall"
     traffic = Traffic(QUICK._replace(retries=1, stall_seconds=1.0))

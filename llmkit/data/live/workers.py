@@ -124,6 +124,25 @@ class LiveRows:
         atexit.unregister(self.close)
 
     def _receive(self, worker: Worker) -> tuple[LaneKey, Row]:
+        try:
+            self._await(worker)
+            made: tuple[LaneKey, Row] | Exception = worker.pipe.recv()
+        except (EOFError, OSError, TypeError) as error:  # TypeError: of a pipe that is closed meanwhile
+            if self._closing.is_set():
+                raise _closed() from None
+            if isinstance(error, TypeError):
+                raise
+            raise RunFault(
+                f"{self.activity}: the process that tokenizes it ended with exit code "
+                f"{worker.exit_code(DEATH_SECONDS)} "
+                "(-9 is most often a lack of memory); the newest checkpoint goes on from there"
+            ) from None
+        if isinstance(made, Exception):
+            raise made
+        return made
+
+    def _await(self, worker: Worker) -> None:
+        """Waits until a process has sent something, or has ended. Raises RunFault where nothing comes."""
         since = time.monotonic()
         while not worker.pipe.poll(POLL_SECONDS):
             if self._closing.is_set():
@@ -133,17 +152,6 @@ class LiveRows:
                     f"{self.activity}: no row came for {self._stall_seconds:g} s (data.stall_seconds); the "
                     "newest checkpoint goes on from there when its files can be read again"
                 )
-        try:
-            made: tuple[LaneKey, Row] | Exception = worker.pipe.recv()
-        except (EOFError, OSError):
-            raise RunFault(
-                f"{self.activity}: the process that tokenizes it ended with exit code "
-                f"{worker.exit_code(DEATH_SECONDS)} "
-                "(-9 is most often a lack of memory); the newest checkpoint goes on from there"
-            ) from None
-        if isinstance(made, Exception):
-            raise made
-        return made
 
 
 def make_rows(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from contextlib import ExitStack, closing
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +65,26 @@ def test_the_rows_are_the_same_for_any_number_of_workers(workers: int) -> None:
             assert plain(rows.take(*key)) == plain(next(lanes[key]))
 
 
+class Full(queue.Queue[Any]):
+    """A queue that says when something has no room in it."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.is_full = threading.Event()
+
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+        if self.full():
+            self.is_full.set()
+        super().put(item, block, timeout)
+
+
 def test_a_process_makes_the_rows_of_its_own_lanes_while_there_is_room() -> None:
-    made: queue.Queue[Any] = queue.Queue(3)
+    made = Full(3)
     source, lanes = live([["abcdefg"] * 50], lane_limit=1, window=1), dict[Any, Lane]()
     rows = make_rows({0: source}, {(0, 0): None}, [(0, 0), (1, 0), (0, 1)] * 20, lanes)
     thread = threading.Thread(target=_fill, args=(made, rows), daemon=True)
     thread.start()
-    thread.join(0.2)
+    assert made.is_full.wait(HANG)
     assert len(source.reader.read_numbers) <= 6  # type: ignore[attr-defined]
     found = [made.get() for _ in range(20)]
     thread.join(HANG)
@@ -119,22 +133,53 @@ def test_a_process_that_dies_stalls_or_has_a_bug_ends_the_run() -> None:
                     rows.take(4, 0)
 
 
-def test_closing_ends_a_take_that_waits() -> None:
-    rows = LiveRows({0: live([[STALL]])}, {(0, 0): None}, [(0, 0)], 1, 1000.0)
+def taken_while_closed(begun: threading.Event, closed: threading.Event) -> list[str]:
+    """What a `take` raises where the rows are closed once it has begun to wait."""
+    rows = LiveRows({0: live([[STALL]])}, {(0, 0): None}, [(0, 0)], 1, HANG)
     errors: list[str] = []
 
     def take() -> None:
         try:
             rows.take(0, 0)
-        except RunFault as error:
-            errors.append(str(error))
+        except Exception as error:
+            errors.append(f"{type(error).__name__}: {error}")
 
-    thread = threading.Thread(target=take)
+    thread = threading.Thread(target=take, daemon=True)
     thread.start()
+    assert begun.wait(HANG)
     rows.close()
+    closed.set()
     thread.join(HANG)
-    assert errors == ["the data is closed"]
     rows.close()
+    return errors
+
+
+def test_closing_ends_a_take_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, poll = threading.Event(), Connection.poll
+
+    def noted(pipe: Connection, seconds: float = 0.0) -> bool:
+        begun.set()
+        return poll(pipe, seconds)
+
+    monkeypatch.setattr(Connection, "poll", noted)
+    assert taken_while_closed(begun, threading.Event()) == ["RunFault: the data is closed"]
+
+
+@pytest.mark.parametrize("method", ["poll", "recv", "_recv"])
+def test_a_pipe_that_is_closed_is_the_end_of_the_data(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """Whatever the thread that takes rows does with it at that moment, as where a machine is busy."""
+    begun, closed, real = threading.Event(), threading.Event(), getattr(Connection, method)
+
+    def held(pipe: Connection, *given: Any) -> Any:
+        begun.set()
+        assert closed.wait(HANG)
+        return real(pipe, *given)
+
+    monkeypatch.setattr(workers_module, "CLOSE_SECONDS", 0.0)
+    if method != "poll":
+        monkeypatch.setattr(Connection, "poll", lambda pipe, seconds: True)
+    monkeypatch.setattr(Connection, method, held)
+    assert taken_while_closed(begun, closed) == ["RunFault: the data is closed"]
 
 
 @pytest.mark.parametrize("when", ["start", "begin"])
@@ -167,18 +212,20 @@ def test_rows_name_what_is_read_and_can_be_closed_while_that_hangs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(workers_module, "CLOSE_SECONDS", 0.1)
-    hanging = threading.Event()
+    begun, hanging = threading.Event(), threading.Event()
     source = live([["abcdefg"]])
     read = source.reader.read
 
     def hang(*where: int) -> Any:
-        hanging.wait()
+        begun.set()
+        assert hanging.wait(HANG)
         return read(*where)
 
     source.reader.read = hang  # type: ignore[method-assign]
     rows = LiveRows({0: source}, {(0, 0): None}, [(0, 0)], 0, HANG)
     thread = threading.Thread(target=rows.take, args=(0, 0), daemon=True)
     thread.start()
+    assert begun.wait(HANG)
     rows.close()
     assert rows.activity == "source toy: lane 0 of 1, which reads /files/0.jsonl"
     hanging.set()
