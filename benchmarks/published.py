@@ -32,7 +32,6 @@ from llmkit.estimate.workload import Exchange, Update, Workload
 MEGATRON = Exchange(gradient_bytes=2, tensor="pipelined", gathers_again=True)
 FSDP = Exchange(gradient_bytes=2, each_micro_batch=True)
 DDP = Exchange(gradient_bytes=2, all_reduce=True)
-EAGER = {"attention": "flash", "head_loss": "full"}
 FLASH = {"attention": "flash", "head_loss": "full"}
 CUDNN = {"attention": "cudnn", "head_loss": "full"}
 FLASH3 = {"attention": "flash3", "head_loss": "full"}
@@ -140,7 +139,7 @@ def mpt(
 ) -> Row:  # fmt: skip
     shape = gpt(layers, width, heads, 50432, length)
     device = more.pop("device", "h100")
-    values = {"micro_batch": micro, "zero": 3, "fused": False, "forms": EAGER, "exchange": FSDP} | more
+    values = {"micro_batch": micro, "zero": 3, "fused": False, "forms": FLASH, "exchange": FSDP} | more
     work = Workload(shape, length, micro * gpus * 4, gpus, **values)  # type: ignore[arg-type]
     return Row(
         "MPT", f"{layers}x{width} s{length} on {gpus} {device}", with_update(work), published,
@@ -233,7 +232,6 @@ OUTSIDE = [
     nano(26, 92.5e3, None, linear="fp8"),
     Row("Megatron-LM", "8B fp8 CP2", with_update(Workload(
         L8, 8192, 128, 8, zero=1, context=2, linear="fp8", forms=CUDNN, exchange=MEGATRON)), 13812, None),
-    Row("modded-nanogpt", "124M record 6", with_update(MODDED), 426e3, None),
 ]  # fmt: skip
 GRID = [
     Constants(overhead / 100, jitter / 1000, "fit")

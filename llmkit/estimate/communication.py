@@ -11,8 +11,6 @@ from llmkit.estimate.workload import Workload
 
 BUCKET = 25 * 2.0**20
 """Bytes of a message of gradients or weights, at least; with more than 32 ranks it grows with them."""
-WEIGHT = 2.0
-"""Bytes of a weight that is gathered."""
 HOST_BANDWIDTH = 20e9
 """Bytes a second and direction between a device and its host's pinned memory (assumed of PCIe 4 and 5)."""
 HOST_UPDATE = 0.5e-9
@@ -74,6 +72,13 @@ def tensor_parallel(work: Workload, fleet: Fleet, computed: Computing) -> Sent:
     return Sent((forward + backward - hidden * layers) * once).plus(beside).plus(ends)
 
 
+def tensor_sums(work: Workload) -> float:
+    """Sums of a micro-batch: of each layer, those that are done again, those of embedding and head."""
+    layers = work.shape.num_hidden_layers / work.pipeline
+    again = 2.0 / work.recompute_every if work.recompute == "full" else 0.0
+    return (4.0 + again + work.exchange.gathers_again) * layers + 2.0 / work.pipeline
+
+
 def context_parallel(work: Workload, fleet: Fleet, computed: Computing) -> Sent:
     """Of a micro-batch: keys and values go around a ring, twice as often backward (Liu et al. 2023)."""
     if work.context == 1:
@@ -98,7 +103,7 @@ def sharded_weights(work: Workload, fleet: Fleet, computed: Computing) -> Sent:
     if work.zero < 3 or spread.ranks == 1:
         return Sent()
     layers = work.shape.num_hidden_layers / work.pipeline
-    weights = gathered(work.parameters / layers * WEIGHT, spread)
+    weights = gathered(work.sharded_bytes / layers, spread)
     gradients = gathered(work.trained / layers * work.exchange.gradient_bytes, spread)
     passes = computed.layers
     head = computed.head.total + computed.loss.total
@@ -127,7 +132,7 @@ def gradients(work: Workload, fleet: Fleet, computed: Computing) -> Sent:
     sums = Sent.beside(scattered, room, alone).times(times)
     if work.zero == 0:
         return sums
-    size = work.trained * WEIGHT
+    size = work.trained * work.weight_bytes
     weights = gathered(size, spread, max(1.0, size / bucket))
     if exchange.gathers_late:
         return sums.plus(Sent(weights))
@@ -157,7 +162,7 @@ def host_traffic(work: Workload, computed: Computing) -> Sent:
     there, here = host_bytes(work)
     seconds, room = max(there, here) / HOST_BANDWIDTH, computed.total * work.micro_batches
     mine = work.trained / work.data_parallel
-    back = mine * WEIGHT / HOST_BANDWIDTH if work.zero < 3 else 0.0
+    back = mine * work.weight_bytes / HOST_BANDWIDTH if work.zero < 3 else 0.0
     return Sent(max(0.0, seconds - room) + back + mine * HOST_UPDATE, min(seconds, room))
 
 
@@ -171,7 +176,7 @@ def host_bytes(work: Workload) -> tuple[float, float]:
     """
     sums = work.trained / work.data_parallel * work.exchange.gradient_bytes
     times = work.micro_batches if work.zero == 3 or work.value_bytes == 4 else 1.0
-    weights = 2.0 * work.micro_batches * work.parameters / work.data_parallel * WEIGHT
+    weights = 2.0 * work.micro_batches * work.sharded_bytes / work.data_parallel
     return sums * times, sums * (times - 1.0) + (weights if work.zero == 3 else 0.0)
 
 

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
+from llmkit.config.operators import QUANTISED, QUANTISED_BLOCK
 from llmkit.config.parameters import INTO_MLP
 from llmkit.estimate.rates import Rates
-from llmkit.estimate.workload import Workload
+from llmkit.estimate.workload import Update, Workload
 
 EAGER_TRAFFIC = 2.5
 """Times as many bytes as fused pointwise kernels move, plain PyTorch does (counted on its operators)."""
@@ -20,6 +21,10 @@ LOGIT_BYTES = {"triton": 4, "avx512": 4, "chunked": 8, "full": 6, "eager": 34}
 compiled)."""
 KERNELS = {True: (14, 30), False: (60, 120)}
 """Kernels of a layer, forward and backward: fused or not (counted in traces of a GPT)."""
+ADAPTER_KERNELS = 4, 6
+"""Kernels of an adapter, forward and backward: products, scaling, the sum with the layer's output."""
+DEQUANTISED_BYTES = {"int8": 10.0, "nf4": 2.0}
+"""Bytes moved to write a weight as its product takes it, beside its code: of int8 by way of fp32."""
 NEWTON_SCHULZ_STEPS = 5
 """Iterations of Muon (Jordan et al. 2024)."""
 
@@ -79,7 +84,9 @@ def computing(work: Workload, rates: Rates) -> Computing:
     layers = work.shape.num_hidden_layers / work.pipeline
     again = {"none": 0.0, "selective": 0.0, "full": 1.0}[work.recompute] / work.recompute_every
     light = again if work.recompute != "selective" else 1.0 / work.recompute_every
-    forward, of_inputs, of_weights = _linear(work, rates)
+    forward, of_inputs, of_weights = (
+        one + more for one, more in zip(_linear(work, rates), _adapted(work, rates))
+    )
     matmul = Pass(forward, of_inputs + of_weights, forward * again).times(layers)
     attention = _attention(work, rates, again).times(1.0 / work.pipeline)
     moved, moved_back = pointwise_bytes(work)
@@ -87,6 +94,8 @@ def computing(work: Workload, rates: Rates) -> Computing:
     pointwise = Pass(once, rates.pointwise(moved_back), once * light).times(layers)
     starts, starts_back = KERNELS[work.fused]
     kernels = (starts * (1.0 + light) + starts_back + work.hooks) * layers
+    adapters = sum(each.layers for each in work.adapters) / work.pipeline
+    kernels += (ADAPTER_KERNELS[0] * (1.0 + light) + ADAPTER_KERNELS[1]) * adapters
     head, loss = _head(work, rates)
     return Computing(matmul, attention, pointwise, head, loss, of_weights * layers, kernels)
 
@@ -111,7 +120,21 @@ def _linear(work: Workload, rates: Rates) -> tuple[float, float, float]:
         forward += found.forward
         of_inputs += found.of_inputs
         of_weights += found.of_weights
-    return forward, of_inputs, of_weights * (1.0 - work.frozen)
+    return forward, of_inputs, 0.0 if work.frozen else of_weights
+
+
+def _adapted(work: Workload, rates: Rates) -> tuple[float, float, float]:
+    """The same of a layer's low-rank adapters, on average: A, then B."""
+    forward = of_inputs = of_weights = 0.0
+    kind = "fp32" if work.value_bytes == 4 else "bf16"
+    for outputs, inputs, rank, layers in work.adapters:
+        share = layers / work.shape.num_hidden_layers
+        for wide, narrow in ((rank, inputs), (outputs, rank)):
+            found = rates.linear(work.tokens, wide, narrow, kind)
+            forward += found.forward * share
+            of_inputs += found.of_inputs * share
+            of_weights += found.of_weights * share
+    return forward, of_inputs, of_weights
 
 
 def seen_keys(length: int, window: int | None) -> float:
@@ -177,7 +200,27 @@ def pointwise_bytes(work: Workload) -> tuple[float, float]:
     fp8 = (5.0 * width + inner) * 1.5 if work.linear == "fp8" else 0.0  # casts: read 2 bytes, write 1
     more = 1.0 if work.fused else TRITON_TRAFFIC if work.form("norm", "torch") == "triton" else EAGER_TRAFFIC
     scale = work.tokens * work.value_bytes / work.tensor
-    return (forward * more + fp8 / 3) * scale, (backward * more + fp8 * 2 / 3) * scale
+    moved = (forward * more + fp8 / 3) * scale, (backward * more + fp8 * 2 / 3) * scale
+    added, added_back = _adapter_bytes(work)
+    return moved[0] + added, moved[1] + added_back
+
+
+def _adapter_bytes(work: Workload) -> tuple[float, float]:
+    """Bytes that a layer's adapters move beside their products: forward and backward.
+
+    What they give is added to the layer's outputs, and backward to the gradient of its inputs: two read, one
+    written. A base in few bits is written as its product takes it in each pass.
+    """
+    share = work.tokens * work.value_bytes / work.shape.num_hidden_layers
+    forward = sum(3.0 * each.outputs * each.layers for each in work.adapters) * share
+    backward = sum(3.0 * each.inputs * each.layers for each in work.adapters) * share
+    form = work.form("linear", "torch")
+    if form in QUANTISED:
+        weights = sum(outputs * inputs for outputs, inputs in linear_shapes(work))
+        code = QUANTISED[form] / 8 + 4.0 / QUANTISED_BLOCK
+        written = (code + DEQUANTISED_BYTES[form]) * weights
+        forward, backward = forward + written, backward + written
+    return forward, backward
 
 
 def _head(work: Workload, rates: Rates) -> tuple[Pass, Pass]:
@@ -185,7 +228,7 @@ def _head(work: Workload, rates: Rates) -> tuple[Pass, Pass]:
     columns = work.shape.padded_vocab_size / work.tensor
     width, kind = work.shape.hidden_size, "fp32" if work.value_bytes == 4 else "bf16"
     found = rates.linear(work.tokens, columns, width, kind)
-    back = found.of_inputs + found.of_weights * (work.frozen == 0.0)
+    back = found.of_inputs + found.of_weights * (not work.frozen)
     moved = rates.loss(columns * work.tokens, logit_bytes(work))
     share = 1.0 / work.pipeline
     return Pass(found.forward, back).times(share), Pass(moved / 3, moved * 2 / 3).times(share)
@@ -200,9 +243,11 @@ def logit_bytes(work: Workload) -> float:
 
 def update_bytes(work: Workload) -> float:
     """Bytes that are moved for each parameter: its gradient is read for the norm, read for the update and set
-    to zero (12), master and moments are read and written, the weight is written."""
-    moments = 2.0 if work.update is None else work.update.moments
-    return 12.0 + 8.0 * (1.0 + moments) + (2.0 if work.value_bytes == 2 else 0.0)
+    to zero (12), master and moments are read and written, the weight is written; of a moving average the
+    master is read, and it is read and written (12)."""
+    update = work.update or Update(0.0)
+    average = 12.0 if update.ema else 0.0
+    return 12.0 + 8.0 * (1.0 + update.moments) + average + (2.0 if work.value_bytes == 2 else 0.0)
 
 
 def update_seconds(work: Workload, rates: Rates, shared: int) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from llmkit.config.memory import show_bytes
 from llmkit.estimate.collectives import Spread
-from llmkit.estimate.communication import HOST_BANDWIDTH, WEIGHT, data_spread, host_bytes
+from llmkit.estimate.communication import HOST_BANDWIDTH, data_spread, host_bytes, tensor_sums
 from llmkit.estimate.computing import (
     KERNELS,
     attention_flops,
@@ -31,16 +31,23 @@ def formula_of(part: str, work: Workload, fleet: Fleet, constants: Constants) ->
 
 def _matmul(work: Workload, fleet: Fleet, _: Constants) -> str:
     weights = sum(outputs * inputs for outputs, inputs in linear_shapes(work)) * _layers(work)
+    adapters = f", and of {work.trained:.4g} of adapters 6 x as many" if work.frozen else ""
     return (
-        f"{6.0 - 2.0 * work.frozen:.3g} x {work.tokens:,.0f} tokens x {weights:.4g} weights x "
+        f"{_flops(work)} x {work.tokens:,.0f} tokens x {weights:.4g} weights{adapters} x "
         f"{work.micro_batches:g} micro-batches in {work.linear}, at {_peak(work, fleet)}, "
         f"x k / (k + {K_HALF:g}) x filled waves"
     )
 
 
+def _flops(work: Workload) -> str:
+    """FLOPs of a weight and token: without the product for its gradient where it is frozen."""
+    return "4" if work.frozen else "6"
+
+
 def _head(work: Workload, fleet: Fleet, _: Constants) -> str:
     weights = work.shape.padded_vocab_size * work.shape.hidden_size / work.tensor
-    return f"6 x {work.tokens:,.0f} tokens x {weights:.4g} weights x {work.micro_batches:g} micro-batches"
+    tokens = f"{_flops(work)} x {work.tokens:,.0f} tokens"
+    return f"{tokens} x {weights:.4g} weights x {work.micro_batches:g} micro-batches"
 
 
 def _attention(work: Workload, fleet: Fleet, _: Constants) -> str:
@@ -94,7 +101,7 @@ def _stragglers(work: Workload, fleet: Fleet, constants: Constants) -> str:
 
 def _tensor(work: Workload, fleet: Fleet, _: Constants) -> str:
     size = work.tokens * work.shape.hidden_size * work.value_bytes
-    sums = 4.0 * _layers(work) * work.micro_batches
+    sums = tensor_sums(work) * work.micro_batches
     return f"{sums:,.0f} sums of {show_bytes(size)} {_over(Spread(fleet, work.tensor))}"
 
 
@@ -103,7 +110,7 @@ def _context(work: Workload, fleet: Fleet, _: Constants) -> str:
 
 
 def _gathers(work: Workload, fleet: Fleet, _: Constants) -> str:
-    weights, gradients = work.parameters * WEIGHT, work.trained * work.exchange.gradient_bytes
+    weights, gradients = work.sharded_bytes, work.trained * work.exchange.gradient_bytes
     return (
         f"(2 x {show_bytes(weights)} + {show_bytes(gradients)}) x {work.micro_batches:g} micro-batches in "
         f"{_layers(work):g} layers {_over(data_spread(work, fleet))}"
@@ -114,7 +121,7 @@ def _gradients(work: Workload, fleet: Fleet, _: Constants) -> str:
     exchange, size = work.exchange, work.trained * work.exchange.gradient_bytes
     times = f" x {work.micro_batches:g} micro-batches" if exchange.each_micro_batch else ""
     text = f"{show_bytes(size)} of gradients{' x 2 (all-reduce)' if exchange.all_reduce else ''}{times}"
-    weights = f" and {show_bytes(work.trained * WEIGHT)} of weights" if work.zero else ""
+    weights = f" and {show_bytes(work.trained * work.weight_bytes)} of weights" if work.zero else ""
     return f"{text}{weights} {_over(data_spread(work, fleet))}"
 
 

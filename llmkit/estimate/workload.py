@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
-from typing import Literal
+from typing import Literal, NamedTuple
 
+from llmkit.config.adapters import LORA_B
 from llmkit.config.groups import assign
 from llmkit.config.shape import ModelShape
 from llmkit.plan import Plan
+from llmkit.plan.stored import COLUMN, ROW, stored_parameters
 from llmkit.precision import BYTES
 
 DEEPSPEED_BESIDE = (1.0, 0.0, 0.5, 1.0)
@@ -51,11 +54,22 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Update:
-    """The optimizer's work on a set of parameters. muon: shapes of the matrices that it orthogonalises."""
+    """The optimizer's work on a set of parameters. muon: shapes of the matrices that it orthogonalises. ema:
+    whether a moving average of the masters is kept."""
 
     elements: float
     moments: float = 2.0
     muon: tuple[tuple[int, ...], ...] = ()
+    ema: bool = False
+
+
+class Adapter(NamedTuple):
+    """A low-rank adapter of a linear layer, as a tensor-parallel rank computes it; layers: that have it."""
+
+    outputs: float
+    inputs: float
+    rank: int
+    layers: int
 
 
 @dataclass(frozen=True)
@@ -66,8 +80,10 @@ class Workload:
     context, pipeline: ranks that share a layer, a row, the layers; chunks: parts of each pipeline stage,
     which take turns. linear: number type of the products of linear layers. fused: whether pointwise
     operations run as few kernels (compiled, or fused by hand). forms: operator -> form, as a plan has them.
-    frozen: share of the weights that have no gradient. accumulates: bytes that are moved per gradient and
-    micro-batch to add it up. hooks: work of the host beside a layer's kernels, as so many of them.
+    weight_bytes: of a weight as the forward pass reads it. adapters: which alone are trained where there are
+    any; tuned: their elements on a rank. gathered: bytes of a rank's weights that ZeRO-3 gathers; None = of
+    all. accumulates: bytes that are moved per gradient and micro-batch to add it up. hooks: work of the host
+    beside a layer's kernels, as so many of them.
     """
 
     shape: ModelShape
@@ -90,7 +106,10 @@ class Workload:
     forms: Mapping[str, str] = field(default_factory=dict)
     exchange: Exchange = field(default_factory=Exchange)
     update: Update | None = None
-    frozen: float = 0.0
+    weight_bytes: int = 2
+    adapters: tuple[Adapter, ...] = ()
+    tuned: float = 0.0
+    gathered: float | None = None
     accumulates: float = 0.0
     hooks: float = 0.0
 
@@ -115,9 +134,19 @@ class Workload:
         return self.shape.num_parameters / (self.tensor * self.pipeline)
 
     @property
+    def frozen(self) -> bool:
+        """Whether the weights themselves have no gradient."""
+        return bool(self.adapters)
+
+    @property
     def trained(self) -> float:
-        """Of these, those with a gradient."""
-        return self.parameters * (1.0 - self.frozen)
+        """Parameters of a rank with a gradient, before ZeRO shards these."""
+        return self.tuned if self.frozen else self.parameters
+
+    @property
+    def sharded_bytes(self) -> float:
+        """Bytes of a rank's weights, which ZeRO-3 shards and gathers."""
+        return self.parameters * self.weight_bytes if self.gathered is None else self.gathered
 
     def form(self, operator: str, default: str) -> str:
         """The form of an operator."""
@@ -145,8 +174,8 @@ def workload_of(plan: Plan) -> Workload | None:
         sequence_parallel=layout.sequence_parallel, zero=layout.zero_stage, offload=layout.offload == "cpu",
         recompute=layout.activation_checkpointing, recompute_every=layout.activation_checkpointing_every,
         linear=precision.linear, value_bytes=BYTES[precision.compute], fused=kernels.blocks_compiled,
-        forms=kernels.forms, exchange=exchange, update=_update(plan),
-        frozen=1.0 - plan.num_trained / plan.model.num_parameters if plan.config.train.lora.rank else 0.0,
+        forms=kernels.forms, exchange=exchange, update=_update(plan), weight_bytes=BYTES[precision.weights],
+        adapters=_adapters(plan), tuned=_tuned(plan), gathered=_gathered(plan),
         accumulates=(
             DEEPSPEED_MOVED[layout.zero_stage] if deepspeed
             else 2.0 * BYTES[precision.reduction] + BYTES[precision.weights]
@@ -165,4 +194,40 @@ def _update(plan: Plan) -> Update:
     )
     elements = float(plan.num_trained)
     moments = 2.0 - sum(map(prod, muon)) / elements
-    return Update(elements, moments, muon)
+    return Update(elements, moments, muon, plan.config.train.ema.on)
+
+
+def _adapters(plan: Plan) -> tuple[Adapter, ...]:
+    """Those of a tensor-parallel rank. It has a part of the outputs of some layers, of the inputs of others
+    (`llmkit.model.lora`)."""
+    rank, tensor = plan.config.train.lora.rank, plan.layout.tensor_parallel_size
+    if not rank:
+        return ()
+    adapted = {
+        name.removesuffix(f".{LORA_B}") for each in plan.trained if (name := each.name).endswith(LORA_B)
+    }
+    found = Counter[tuple[float, float]]()
+    for weight in plan.model.tensors:
+        layer = weight.name.removesuffix(".weight")
+        if weight.linear and layer in adapted:
+            kind, (outputs, inputs) = layer.rpartition(".")[2], weight.shape
+            found[outputs / (tensor if kind in COLUMN else 1), inputs / (tensor if kind in ROW else 1)] += 1
+    return tuple(Adapter(*sizes, rank, layers) for sizes, layers in found.items())
+
+
+def _tuned(plan: Plan) -> float:
+    """Elements of the adapters on a tensor-parallel rank."""
+    lora = plan.config.train.lora
+    stored = stored_parameters(plan.model, lora, plan.layout.tensor_parallel_size)
+    return float(sum(each.elements for each in stored if each.trained)) if lora.rank else 0.0
+
+
+def _gathered(plan: Plan) -> float | None:
+    """Bytes of a rank's weights that ZeRO-3 gathers: adapters, too, but not what is kept in few bits, which
+    every rank has whole."""
+    lora, tensor = plan.config.train.lora, plan.layout.tensor_parallel_size
+    if not lora.rank:
+        return None
+    stored = stored_parameters(plan.model, lora, tensor)
+    whole = [each.elements for each in stored if not (each.linear and lora.base_form and not each.trained)]
+    return float(sum(whole) * BYTES[plan.precision.weights])

@@ -19,7 +19,6 @@ from llmkit.estimate.term import Term
 from llmkit.estimate.workload import workload_of
 from llmkit.monitor.cost import Prices
 from llmkit.plan.plan import Plan
-from llmkit.precision import BYTES
 
 HOPELESS = 0.99
 """Share of the time lost to saves and failures from which on a run counts as one that never ends."""
@@ -211,12 +210,14 @@ def _network(candidate: Candidate) -> Term:
     exchange = work.exchange
     gradients = exchange.gradient_bytes * (2 if exchange.all_reduce else 1)  # scattered and gathered
     gradients *= plan.accumulation_steps if zero == 3 or exchange.each_micro_batch else 1
-    weights = BYTES[plan.precision.weights] * (2 * plan.accumulation_steps if zero == 3 else zero > 0)
-    trained = float(plan.num_trained)
+    gradients *= plan.num_trained
+    weights = float(zero > 0) * work.weight_bytes * plan.num_trained
+    if zero == 3:  # frozen ones, too, for every forward and every backward pass
+        weights = 2.0 * plan.accumulation_steps * work.sharded_bytes * plan.layout.tensor_parallel_size
     seconds, there = candidate.time.seconds, candidate.fleet.node_bandwidth / 1e9
     return Term(
-        "network of a node", (gradients + weights) * trained / seconds, "bytes/s",
-        f"({gradients:,} bytes of gradients + {weights:,} of weights) x {trained:.4g} parameters in "
-        f"{seconds:.4g} s, of {there:.4g} GB/s",
+        "network of a node", (gradients + weights) / seconds, "bytes/s",
+        f"({show_bytes(gradients)} of gradients + {show_bytes(weights)} of weights) in {seconds:.4g} s, of "
+        f"{there:.4g} GB/s",
         "rings of reduce-scatter and all-gather (Patarasuk and Yuan 2009), each crossing once",
     )  # fmt: skip

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.published import L8, nanochat, with_update
 from llmkit.config.shape import ModelShape
@@ -19,7 +21,13 @@ from llmkit.estimate.computing import (
     update_seconds,
 )
 from llmkit.estimate.rates import Linear
-from llmkit.estimate.workload import Update, Workload
+from llmkit.estimate.workload import Adapter, Update, Workload, workload_of
+from llmkit.model.gpt import GPT
+from llmkit.model.lora import add_adapters
+from llmkit.model.positions import BlockInputs
+from llmkit.model.rope import rope_tables
+from llmkit.plan import DeviceFacts, plan_for_shape
+from tests.shapes import LLAMA_STYLE
 
 WORK = with_update(Workload(L8, 4096, 8, 1, micro_batch=2))
 
@@ -61,9 +69,38 @@ def test_products_are_six_flops_a_parameter_and_token() -> None:
     assert found(WORK).of_weights == pytest.approx(2 * blocks * 8192)
     assert found(WORK).head.total == pytest.approx(6 * 128256 * 4096 * 8192)
     assert found(replace(WORK, tensor=4)).matmul.total == pytest.approx(6 * blocks * 8192 / 4)
-    frozen = found(replace(WORK, frozen=1.0))
-    assert frozen.matmul.total == pytest.approx(4 * blocks * 8192)
+    frozen = found(replace(WORK, adapters=(Adapter(4096, 1024, 8, 32), Adapter(100, 200, 8, 3))))
+    adapters = 8 * (32 * (4096 + 1024) + 3 * (100 + 200))
+    assert frozen.matmul.total == pytest.approx((4 * blocks + 6 * adapters) * 8192)
+    assert frozen.of_weights == pytest.approx(2 * adapters * 8192)
     assert frozen.head.total == pytest.approx(4 * 128256 * 4096 * 8192)
+
+
+@pytest.mark.parametrize("targets", [None, ["*_proj"], ["q_proj", "v_proj"], ["down_proj"]])
+def test_products_of_a_block_are_those_that_pytorch_counts(targets: list[str] | None) -> None:
+    """Forward and backward of one of our blocks, with adapters and without, by PyTorch's counter of FLOPs."""
+    shape = replace(LLAMA_STYLE, num_hidden_layers=1)
+    lora = {} if targets is None else {"rank": 3, "targets": targets}
+    data = {"sources": [{"type": "stdlib"}], "sequence_length": 32}
+    train = {"max_steps": 1, "precision": "fp32", "micro_batch_size": 2, "global_batch_size": 2}
+    train |= {"lora": lora, "init_from": "x"} if lora else {}
+    plan = plan_for_shape(shape, {"data": data, "train": train}, DeviceFacts())
+    work = workload_of(plan)
+    assert work is not None
+    model = GPT(shape)
+    if lora:
+        add_adapters(model, plan.config.train.lora)
+        counted = sum(each.numel() for each in model.parameters() if each.requires_grad)
+        assert work.trained == counted == plan.num_trained
+    x = torch.randn(2, 32, shape.hidden_size, requires_grad=True)
+    inputs = BlockInputs(rope_tables(32, shape.rotary_dim, shape.rope_theta))
+    with FlopCounterMode(display=False) as counter:
+        model.blocks[0](x, inputs).sum().backward()
+    linear = ("mm", "addmm", "bmm")
+    flops = sum(
+        n for name, n in counter.get_flop_counts()["Global"].items() if str(name).split(".")[-1] in linear
+    )
+    assert found(work).matmul.total == pytest.approx(flops)
 
 
 def test_attention_needs_what_is_seen() -> None:
@@ -125,7 +162,20 @@ def test_the_update_moves_what_it_reads_and_writes() -> None:
     assert update_seconds(muon, OneFlopASecond(), 1) == pytest.approx(
         1000 * 30 + 2 * newton_schulz_flops((10, 20))
     )
+    averaged = replace(work, update=Update(1000.0, ema=True))
+    assert update_seconds(averaged, OneFlopASecond(), 1) == pytest.approx(1000 * 50)
     assert update_seconds(replace(work, update=None), OneFlopASecond(), 1) == 0.0
+
+
+def test_adapters_and_a_base_in_few_bits_move_more_bytes() -> None:
+    forward, backward = pointwise_bytes(WORK)
+    adapted = replace(WORK, adapters=(Adapter(100, 200, 8, 16),))  # every second layer has one
+    assert pointwise_bytes(adapted)[0] - forward == 8192 * 2 * 3 * 100 / 2
+    assert pointwise_bytes(adapted)[1] - backward == 8192 * 2 * 3 * 200 / 2
+    weights = sum(outputs * inputs for outputs, inputs in linear_shapes(WORK))
+    for form, each in (("int8", 1 + 4 / 64 + 10), ("nf4", 0.5 + 4 / 64 + 2)):
+        few = pointwise_bytes(replace(WORK, forms={"linear": form}))
+        assert few == pytest.approx((forward + each * weights, backward + each * weights))
 
 
 def test_newton_schulz_is_three_products_five_times() -> None:

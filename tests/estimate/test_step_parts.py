@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from statistics import mean
 
 import pytest
 
 from benchmarks.published import FITTED_ROWS, L8, MEGATRON, OUTSIDE, left_out, mean_error, with_update
+from llmkit.estimate.collectives import START, Spread
+from llmkit.estimate.communication import Sent, gradients, host_bytes, sharded_weights
+from llmkit.estimate.computing import computing
 from llmkit.estimate.constants import FITTED
 from llmkit.estimate.devices import Hardware
 from llmkit.estimate.hardware import Fleet
+from llmkit.estimate.rates import GpuRates
 from llmkit.estimate.step_parts import StepParts, step_parts
 from llmkit.estimate.workload import Exchange, Workload
 
@@ -31,6 +36,36 @@ def test_published_runs_that_nothing_was_fitted_to_are_met() -> None:
     assert mean_error(FITTED_ROWS, FITTED) < 0.09
     assert abs(mean(row.error(FITTED) for row in OUTSIDE)) < 0.05
     assert max(abs(row.error(FITTED)) for row in OUTSIDE) < 0.16
+
+
+def test_every_published_configuration_counts_once() -> None:
+    """Runs of one configuration on one device have one prediction: two of them would count it twice."""
+    rows = [(repr(row.work), row.device, row.reached) for row in (*FITTED_ROWS, *OUTSIDE)]
+    assert len(set(rows)) == len(rows)
+    assert (len(FITTED_ROWS), len(OUTSIDE)) == (19, 23), "docs/plan.md and docs/log.md name them"
+
+
+def test_weights_in_fp32_are_twice_as_many_bytes() -> None:
+    """Nothing is hidden here, so that seconds are bytes: two gathers at stage 3, one below, host and back."""
+    both = [replace(BASE, length=1, weight_bytes=each, accumulates=0.0) for each in (2, 4)]
+    size, ranks, rate = L8.num_parameters, 64, 8 * 46e9
+
+    def difference(find: Callable[[Workload], float]) -> float:
+        two, four = map(find, both)
+        return four - two
+
+    def sends(part: Callable[..., Sent], zero: int) -> Callable[[Workload], float]:
+        nothing = computing(both[0], GpuRates(fleet(8).device)).times(0.0)
+        return lambda work: part(replace(work, zero=zero), fleet(8), nothing).exposed
+
+    transfer = (ranks - 1) / ranks * 2 * size / min(rate, 450e9 * 0.82)
+    assert difference(sends(sharded_weights, 3)) == pytest.approx(2 * transfer, rel=1e-3)
+    spread, bucket = Spread(fleet(8), ranks), 2 * 25 * 2**20
+    messages = 2 * size / bucket * (START + spread.latency)
+    assert difference(sends(gradients, 1)) == pytest.approx(transfer + messages, rel=1e-3)
+    there = replace(both[0], zero=3, offload=True), replace(both[1], zero=3, offload=True)
+    two, four = (host_bytes(work)[1] for work in there)
+    assert four - two == pytest.approx(2 * both[0].micro_batches * 2 * size / ranks)
 
 
 def test_rows_within_one_node_are_not_predicted_slower_than_those_of_clusters() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmkit.estimate.workload import Workload, workload_of
+from llmkit.estimate.workload import Adapter, Workload, workload_of
 from llmkit.plan import Plan
 from tests.estimate.test_step_time import LLAMA_8B, plan_of
 
@@ -57,9 +57,29 @@ def test_what_each_engine_sends() -> None:
 
 
 def test_adapters_leave_most_weights_without_a_gradient() -> None:
-    work = workload({"world_size": 8}, init_from="weights", lora={"rank": 8})
-    assert work.frozen > 0.99
-    assert work.trained < 0.01 * work.parameters
+    lora = {"rank": 8, "targets": ["q_proj", "down_proj"]}
+    q, down = (4096, 4096), (4096, 14336)
+    work = workload({"world_size": 8}, init_from="weights", lora=lora)
+    assert set(work.adapters) == {Adapter(*q, 8, 32), Adapter(*down, 8, 32)}
+    assert work.trained == 32 * 8 * (sum(q) + sum(down))
+    assert work.sharded_bytes == 2 * (LLAMA_8B.num_parameters + work.trained)
+    sharded = workload({"world_size": 8, "tensor_parallel_size": 4}, init_from="weights", lora=lora)
+    assert set(sharded.adapters) == {Adapter(1024, 4096, 8, 32), Adapter(4096, 3584, 8, 32)}
+    # Of a column-parallel layer every rank has all of A, of a row-parallel one all of B.
+    assert sharded.trained == 32 * 8 * (1024 + 4096 + 4096 + 3584)
+
+
+def test_weights_in_few_bits_are_not_gathered() -> None:
+    lora = {"rank": 8, "targets": ["q_proj"], "quantize_base": "int8"}
+    work = workload({"world_size": 8, "zero_stage": 3}, init_from="weights", lora=lora)
+    linear = sum(a * b for t in LLAMA_8B.tensors if t.linear for a, b in [t.shape])
+    assert work.sharded_bytes == 2 * (LLAMA_8B.num_parameters - linear + work.trained)
+
+
+def test_weights_have_the_bytes_of_the_precision() -> None:
+    for precision, each in (("bf16", 2), ("fp32", 4)):
+        work = workload({"world_size": 8}, precision=precision)
+        assert (work.weight_bytes, work.sharded_bytes) == (each, each * LLAMA_8B.num_parameters)
 
 
 def test_muon_has_the_matrices_of_the_blocks() -> None:

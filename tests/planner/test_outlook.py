@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from llmkit.api import load
+from llmkit.config.load import load as load_file
 from llmkit.config.memory import checkpoint_bytes
 from llmkit.errors import UserError
 from llmkit.estimate.communication import HOST_BANDWIDTH
 from llmkit.estimate.devices import Hardware
 from llmkit.estimate.interruptions import daly_interval, lost_share
-from llmkit.estimate.search import Candidate, Found, Ground, search
+from llmkit.estimate.search import Candidate, Found, Ground, as_given, search
 from llmkit.monitor.cost import Prices
 from llmkit.planner.assumed import open_subject
 from llmkit.planner.outlook import DISK_BANDWIDTH, Question, checkpoint_size, outlook
@@ -96,6 +97,17 @@ def test_what_is_sent_for_each_micro_batch_passes_the_network_as_often(found: Fo
     # fp32 gradients: summed on all ranks by DeepSpeed's stage 2, scattered at stage 3; weights in bf16.
     bytes_ = times * 2 * 4 + 2 if stage == 2 else times * (4 + 2 * 2)
     assert times > 1 and sent == pytest.approx(bytes_ * 8_030_261_248)
+
+
+def test_adapters_send_their_gradients_and_zero_3_all_weights():
+    lora = ["train.init_from=w", "train.lora.rank=8", "parallel.zero_stage=3", "train.micro_batch_size=1"]
+    each = as_given(load_file(RECIPE, lora), Ground(Hardware().fleet("h100", 8, 8)))
+    terms = {term.name: term for term in outlook(each, Question(1e9, Prices())).terms}
+    times, tuned = each.plan.accumulation_steps, each.plan.num_trained
+    sent = times * (4 * tuned + 2 * 2 * (8_030_261_248 + tuned))
+    assert tuned == 8 * 32 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336))
+    assert terms["network of a node"].value * each.time.seconds == pytest.approx(sent)
+    assert terms["checkpoint"].value == 12 * tuned
 
 
 def test_training_waits_for_the_disk_where_saves_are_not_beside_it(best: Candidate):
