@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llmkit.checkpoint import format as fmt
+from llmkit.checkpoint.rule import is_kept
 from llmkit.files import open_regular, write_atomic
 
 BEST = "best.json"
@@ -66,9 +67,10 @@ def parse_best(content: bytes) -> Best:
         raise ValueError(f"{type(error).__name__}: {error}") from error
     if type(step) is not int or not 0 <= step <= fmt.MAX_STEP:
         raise ValueError(f"step {step!r} is none")
-    if type(loss) is not float or not math.isfinite(loss):
+    is_whole = type(loss) is int and abs(loss) < 2**53  # as 2.0 may be written by other programs
+    if not is_whole and (type(loss) is not float or not math.isfinite(loss)):
         raise ValueError(f"eval_loss {loss!r} is no finite number")
-    return Best(step, loss)
+    return Best(step, float(loss))
 
 
 def write_best(root: Path, best: Best | None, check: Callable[[], None] = lambda: None) -> None:
@@ -90,14 +92,7 @@ def superfluous(root: Path, older: Sequence[Path], keep: Keep) -> list[Path]:
 
     older: the oldest first. Raises Damaged where it is not known which one is the best.
     """
-    best = read_best(root)
+    named = read_best(root)
+    best = None if named is None else named.step
     beyond = older[: max(0, len(older) - (keep.last - 1))]
-    return [folder for folder in beyond if not is_kept(folder, keep.every, best)]
-
-
-def is_kept(folder: Path, every: int, best: Best | None) -> bool:
-    """Whether a checkpoint is kept however old it is."""
-    step = step_of(folder)
-    if step is None:
-        return False
-    return (best is not None and step == best.step) or (every > 0 and step % every == 0)
+    return [folder for folder in beyond if not is_kept(step_of(folder), keep.every, best)]

@@ -22,6 +22,8 @@ from llmkit.parallel.slices import Box, Range
 _KEPT_BLOCKS = 2
 """Of each file. Small pieces share a block, and tensors lie in one order in all files, which is that in which
 they are read: so each block is read once. One more than that needs, as orders may differ a little."""
+KEPT_BYTES = 2 << 30
+"""Of all files together: a block of each of 512 files. Beyond that a block may be read more than once."""
 
 
 class RegionReader:
@@ -32,7 +34,9 @@ class RegionReader:
         self._index = index
         self._files = [files[stored.name] for stored in index.files]
         self._recent: dict[int, dict[int, Tensor]] = {}
-        """Of each file the blocks used last, the latest at the end."""
+        """Of each file the blocks used last, the latest at the end; the file used last at the end, too."""
+        self._kept = 0
+        """Bytes of all of these."""
         self._headers: dict[int, dict[str, TensorSpan]] = {}
 
     def dtype(self, tensor: int) -> torch.dtype:
@@ -118,12 +122,30 @@ class RegionReader:
 
     def _block(self, file: int, index: int) -> Tensor:
         """A verified block of a file, as bytes."""
-        recent = self._recent.setdefault(file, {})
+        recent = self._recent[file] = self._recent.pop(file, {})
         block = recent.pop(index, None)
         if block is None:
-            old = recent.pop(next(iter(recent))) if len(recent) >= _KEPT_BLOCKS else None
-            block = self._files[file].block(index, old)
-        recent[index] = block
+            block = self._files[file].block(index, self._make_room(file))
+            self._kept += block.nbytes
+        self._recent.setdefault(file, recent)[index] = block
+        return block
+
+    def _make_room(self, file: int) -> Tensor | None:
+        """Drops blocks until one more of a file may be kept, its own first; returns the memory of one of
+        them, if any."""
+        old = self._drop(file) if len(self._recent[file]) >= _KEPT_BLOCKS else None
+        while self._kept and self._kept + fmt.BLOCK > KEPT_BYTES:
+            has_one = self._recent.get(file)
+            old = self._drop(file if has_one else next(each for each in self._recent if self._recent[each]))
+        return old
+
+    def _drop(self, file: int) -> Tensor:
+        """Drops the block of a file that was not used for the longest time."""
+        blocks = self._recent[file]
+        block = blocks.pop(next(iter(blocks)))
+        self._kept -= block.nbytes
+        if not blocks:
+            del self._recent[file]
         return block
 
     def _bytes(self, file: int, lo: int, hi: int) -> bytes:

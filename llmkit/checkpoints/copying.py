@@ -22,7 +22,7 @@ from llmkit.run_folder import borrowed
 
 
 def copy_command(run: Path, to: str | None) -> int:
-    """Copies the newest good checkpoint of a run and its record, and prints where it lies.
+    """Copies the newest good checkpoint of a run, the best one and the record; prints where the first lies.
 
     What is there already is not sent again. to: instead of the run's `checkpoint.copy_to`. Raises UserError
     where the run is under way, or names no store; RunFault where the store does not take it.
@@ -46,6 +46,8 @@ def copy_command(run: Path, to: str | None) -> int:
         try:
             sender.claim()
             size = sender.copy(offer.name, offer.files, offer.rule.kept)
+            if (best := offer.best) is not None and not sender.has(best.name, best.files):
+                size += sender.copy(best.name, best.files, offer.rule.kept, offer.step)
             sender.beat(0, ended=True)
         except FailedError as error:
             raise RunFault(

@@ -16,7 +16,7 @@ from llmkit.command_line import to_stderr
 from llmkit.config.memory import show_bytes
 from llmkit.copies import catalogue, fetch
 from llmkit.copies.catalogue import Catalogue, Copy, Record
-from llmkit.copies.outgoing import stored
+from llmkit.copies.outgoing import MANIFEST, stored
 from llmkit.copies.owner import Known
 from llmkit.copies.place import checked
 from llmkit.copies.store import NotAsSentError, Store
@@ -150,7 +150,7 @@ def _newest_good(copies: Copies, root: Path) -> Path:
 
 def _is_copy(path: Path, copy: Copy) -> bool:
     """Whether a checkpoint here is that copy, by its manifest, which has the checksums of all else."""
-    manifest = next(file for file in copy.files if file.name == catalogue.MANIFEST)
+    manifest = next(file for file in copy.files if file.name == MANIFEST)
     try:
         return stored(manifest.name, (path / manifest.name).read_bytes()) == manifest
     except OSError:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from llmkit.checkpoint.commit import delete_checkpoint
 from llmkit.checkpoint.files import OpenFiles
-from llmkit.checkpoint.keeping import is_kept, read_best
+from llmkit.checkpoint.keeping import read_best, step_of
 from llmkit.checkpoint.read import Damaged, folders, load
+from llmkit.checkpoint.rule import is_kept
 from llmkit.checkpoints.found import Found, find
 from llmkit.command_line import to_stderr
 from llmkit.config.memory import show_bytes
@@ -54,7 +55,8 @@ def choose(root: Path, keep_last: int, keep_every: int | None) -> list[Path]:
     among these is left, and so is the best one. Raises RunFault where none is good, or it is not known which
     one is the best.
     """
-    best, kept = read_best(root), 0
+    named, kept = read_best(root), 0
+    best = None if named is None else named.step
     to_delete: list[Path] = []
     for folder in reversed(folders(root)):
         if kept < keep_last:
@@ -62,7 +64,7 @@ def choose(root: Path, keep_last: int, keep_every: int | None) -> list[Path]:
                 to_stderr(f"{folder.name} is damaged, and left as it is: {problem}")
             else:
                 kept += 1
-        elif not is_kept(folder, keep_every or 0, best):
+        elif not is_kept(step_of(folder), keep_every or 0, best):
             to_delete.append(folder)
     if not kept:
         raise RunFault(f"prune: no checkpoint in {root} is good; nothing is deleted")

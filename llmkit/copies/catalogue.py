@@ -14,15 +14,11 @@ from typing import Annotated, Literal
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from llmkit.copies.outgoing import Outgoing, Stored, stored
+from llmkit.copies.outgoing import MANIFEST, FilesOfCheckpoint, Outgoing, Stored, stored
 from llmkit.copies.store import Store
 from llmkit.errors import UserError
 
 NAME = "copies.json"
-MANIFEST = "manifest.json"
-"""Of a checkpoint: written after its other files, here as there."""
-
-
 _PLACE = r"^(checkpoints/step-\d{8}|record/\d{6})(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){1,2}$"
 """Of a file in the store."""
 
@@ -37,7 +33,7 @@ class Copy(_Entry):
 
     name: Annotated[str, Field(pattern=r"^step-\d{8}$")]
     complete: bool
-    files: list[Stored]
+    files: FilesOfCheckpoint
 
     @property
     def step(self) -> int:
@@ -48,6 +44,11 @@ class Copy(_Entry):
     def size(self) -> int:
         """Bytes of all its files."""
         return sum(file.size for file in self.files)
+
+    @property
+    def manifest(self) -> str:
+        """The name of its manifest in the store."""
+        return f"checkpoints/{self.name}/{MANIFEST}"
 
     def path(self, file: Stored) -> str:
         """The name of a file of it in the store."""
@@ -81,6 +82,11 @@ class Catalogue(_Entry):
     def complete(self) -> list[Copy]:
         """The copies that are complete, the oldest first."""
         return sorted((copy for copy in self.copies if copy.complete), key=lambda copy: copy.step)
+
+    def paths(self) -> set[str]:
+        """The names of all files that belong to a copy or to the record, in the store."""
+        found = {copy.path(file) for copy in self.copies for file in copy.files}
+        return found if self.record is None else found | set(map(self.record.path, self.record.files))
 
     def encode(self) -> bytes:
         """The bytes of the file."""

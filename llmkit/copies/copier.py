@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import llmkit
+from llmkit.copies.held import forget
 from llmkit.copies.offer import Offer
 from llmkit.errors import RunFault
 from llmkit.proc import kill_tree
@@ -83,8 +84,8 @@ class Copier:
     def finish(self, take: Callable[[Message], None], may_wait_on: Callable[[], bool]) -> bool:
         """Waits until the process has ended; returns whether everything was copied.
 
-        At most END_SECONDS from `end` on, or as long as bytes are sent within that time and `may_wait_on()`
-        says so; then it is killed. take: is called with what the process says.
+        At most END_SECONDS from `end` on, or as long as more bytes than ever of a file are sent within that
+        time and `may_wait_on()` says so; then it is killed. take: is called with what the process says.
         """
         self.end()
         process, until = self._process, self._ends_at
@@ -98,6 +99,7 @@ class Copier:
         if process.poll() is None:
             kill_tree(process.pid)
         code = process.wait()
+        forget(self._folder / "checkpoints")  # the links of a copy that was killed would keep its bytes
         for message in self.messages():
             take(message)
         for stream in (process.stdin, process.stdout):

@@ -5,16 +5,22 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
+from pathlib import Path
 from threading import Event
 from typing import Any
 
 from llmkit.copies.outgoing import Outgoing, md5
-from llmkit.copies.store import Traffic
+from llmkit.copies.store import Attempt, Sending, Traffic
 from llmkit.data.sources.attempts import MISSING, TRANSIENT, FailedError, in_thread
 from llmkit.errors import RunFault
+from llmkit.files import sync_folder
 
+FILE_SYSTEMS = frozenset({"file", "sftp"})
+"""What fsspec calls stores that have folders, and show a file before all of it is there: in these one is
+written under a name aside. All others take an object as a whole."""
 _CHUNK = 256 << 10
 """Bytes that a web server gets at a time."""
 
@@ -26,21 +32,21 @@ class S3Driver:
     def __init__(self, filesystem: Any, stall_seconds: float) -> None:
         self._filesystem, self._limit = filesystem, stall_seconds
 
-    def put(self, url: str, content: Outgoing, traffic: Traffic) -> bool:
+    def put(self, url: str, content: Outgoing, traffic: Traffic, sending: Sending) -> bool:
         """See `Driver.put`. The tag of an object is the MD5 of its parts, unless the store encrypts it."""
         bucket, key, _ = self._filesystem.split_path(self._filesystem._strip_protocol(url))
-        at = {"Bucket": bucket, "Key": key}
+        at, attempt = {"Bucket": bucket, "Key": key}, sending.attempt()
         if content.count <= 1:
             body = next(content.parts(), b"")
             answer = self._send(traffic, "put_object", body, **at)
-            traffic.sent += len(body)
+            attempt.add(len(body))
             return _tag(answer) == md5(body).hex()
         upload = {**at, "UploadId": self._ask(traffic, "create_multipart_upload", **at)["UploadId"]}
         try:
             parts, digests = [], []
             for number, body in enumerate(content.parts(), start=1):
                 answer = self._send(traffic, "upload_part", body, PartNumber=number, **upload)
-                traffic.sent += len(body)
+                attempt.add(len(body))
                 parts.append({"PartNumber": number, "ETag": answer["ETag"]})
                 digests.append(md5(body))
             answer = self._ask(
@@ -90,11 +96,11 @@ class WebDriver:
     def __init__(self, filesystem: Any, stall_seconds: float) -> None:
         self._filesystem, self._limit = filesystem, stall_seconds
 
-    def put(self, url: str, content: Outgoing, traffic: Traffic) -> bool:
+    def put(self, url: str, content: Outgoing, traffic: Traffic, sending: Sending) -> bool:
         """See `Driver.put`."""
         from fsspec.asyn import sync
 
-        traffic.try_again(lambda: sync(self._filesystem.loop, self._put, url, content, traffic))
+        traffic.try_again(lambda: sync(self._filesystem.loop, self._put, url, content, sending.attempt()))
         return False
 
     def delete(self, url: str, traffic: Traffic) -> None:
@@ -107,7 +113,7 @@ class WebDriver:
 
         traffic.try_again(lambda: sync(self._filesystem.loop, delete))
 
-    async def _put(self, url: str, content: Outgoing, traffic: Traffic) -> None:
+    async def _put(self, url: str, content: Outgoing, attempt: Attempt) -> None:
         faults = list[RunFault]()
 
         async def chunks() -> AsyncIterator[bytes]:
@@ -120,7 +126,7 @@ class WebDriver:
                 for at in range(0, len(part), _CHUNK):
                     chunk = part[at : at + _CHUNK]
                     yield chunk
-                    traffic.sent += len(chunk)
+                    attempt.add(len(chunk))
 
         async def put() -> None:
             session = await self._filesystem.set_session()
@@ -131,7 +137,7 @@ class WebDriver:
                 _check_status(answer)
 
         try:
-            await _while_it_goes_on(put(), lambda: traffic.sent, self._limit)
+            await _while_it_goes_on(put(), lambda: attempt.number, self._limit)
         except Exception:
             if faults:  # aiohttp would have it that the connection broke
                 raise faults[0] from None
@@ -164,57 +170,66 @@ class FileDriver:
 
     def __init__(self, filesystem: Any, stall_seconds: float) -> None:
         self._filesystem, self._limit = filesystem, stall_seconds
-        self._of_files = not {"file", "sftp"}.isdisjoint(filesystem.protocol)
-        """Whether it has folders, and shows files before all of them is there; other stores do not."""
+        protocol = filesystem.protocol
+        protocols = {protocol} if isinstance(protocol, str) else set(protocol)
+        self._has_folders = not FILE_SYSTEMS.isdisjoint(protocols)
+        self._is_local = "file" in protocols
 
-    def put(self, url: str, content: Outgoing, traffic: Traffic) -> bool:
+    def put(self, url: str, content: Outgoing, traffic: Traffic, sending: Sending) -> bool:
         """See `Driver.put`."""
         path = self._filesystem._strip_protocol(url)
-        place = f"{path}.part" if self._of_files else path
 
-        def write(given_up: Event) -> None:
-            if self._of_files:
-                self._filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
-                if self._filesystem.exists(place):  # an attempt that hangs may write into it yet
-                    self._filesystem.rm_file(place)
-            with self._filesystem.open(place, "wb", block_size=content.part_bytes) as file:
-                for part in content.parts():
-                    file.write(part)
-                    traffic.sent += len(part)
-            if self._of_files and not given_up.is_set():
-                self._filesystem.mv(place, path)
-            self._filesystem.invalidate_cache()
-
-        def attempt() -> None:
-            given_up = Event()
+        def one() -> None:
+            attempt, given_up = sending.attempt(), Event()
             try:
-                self._limited(lambda: write(given_up), traffic)
+                self._limited(lambda: self._write(path, content, attempt, given_up), lambda: attempt.number)
             finally:
                 given_up.set()
 
-        traffic.try_again(attempt)
+        traffic.try_again(one)
         return False
+
+    def _write(self, path: str, content: Outgoing, attempt: Attempt, given_up: Event) -> None:
+        """One attempt. given_up: set once nobody waits for it: then the file does not get its name."""
+        place, folder = f"{path}.part" if self._has_folders else path, path.rpartition("/")[0]
+        if self._has_folders:
+            self._filesystem.makedirs(folder, exist_ok=True)
+            if self._filesystem.exists(place):  # an attempt that hangs may write into it yet
+                self._filesystem.rm_file(place)
+        with self._filesystem.open(place, "wb", block_size=content.part_bytes) as file:
+            for part in content.parts():
+                file.write(part)
+                attempt.add(len(part))
+            if self._is_local:  # what is called complete survives a power cut
+                file.flush()
+                os.fsync(file.fileno())
+        if self._has_folders and not given_up.is_set():
+            self._filesystem.mv(place, path)
+            if self._is_local:
+                sync_folder(Path(folder))
+        self._filesystem.invalidate_cache()
 
     def delete(self, url: str, traffic: Traffic) -> None:
         path = self._filesystem._strip_protocol(url)
 
         def remove() -> None:
             self._filesystem.rm_file(path)
-            if self._of_files:
+            if self._has_folders:
                 with contextlib.suppress(OSError):  # it is not empty
                     self._filesystem.rmdir(path.rpartition("/")[0])
 
-        traffic.try_again(lambda: self._limited(remove, traffic))
+        traffic.try_again(lambda: self._limited(remove, lambda: 0))
 
-    def _limited(self, function: Callable[[], None], traffic: Traffic) -> None:
+    def _limited(self, function: Callable[[], None], progress: Callable[[], int]) -> None:
+        """Runs it in a thread as long as `progress` changes within the limit. Raises FailedError."""
         future: Future[None] = in_thread(function)
-        seen = traffic.sent
+        seen = progress()
         while True:
             try:
                 return future.result(self._limit)
             except TimeoutError:
                 if future.done():
                     raise
-                if traffic.sent == seen:
+                if (now := progress()) == seen:
                     raise FailedError(f"no answer in {self._limit:g} s", False) from None
-                seen = traffic.sent
+                seen = now

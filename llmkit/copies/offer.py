@@ -9,7 +9,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from llmkit.copies.outgoing import Stored
+from llmkit.checkpoint.rule import is_kept
+from llmkit.copies.outgoing import FilesOfCheckpoint
 from llmkit.errors import RunFault
 from llmkit.files import write_json
 
@@ -31,18 +32,30 @@ class Rule(BaseModel):
 
     def kept(self, steps: Sequence[int]) -> set[int]:
         """Those of the steps, in ascending order, that are kept."""
-        every = [step for step in steps if self.keep_every and step % self.keep_every == 0]
-        return {*steps[-self.keep_last :], *every, *(step for step in steps if step == self.best)}
+        for_good = {step for step in steps if is_kept(step, self.keep_every, self.best)}
+        return {*steps[-self.keep_last :], *for_good}
 
 
-class Offer(BaseModel):
-    """A checkpoint that is to be copied. name: of its folder. files: all of it, the manifest too."""
+class Listed(BaseModel):
+    """A checkpoint. name: of its folder. files: all of it, the manifest too."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     name: Annotated[str, Field(pattern=r"^step-\d{8}$")]
-    files: list[Stored]
+    files: FilesOfCheckpoint
+
+    @property
+    def step(self) -> int:
+        """How many steps had been taken."""
+        return int(self.name.removeprefix("step-"))
+
+
+class Offer(Listed):
+    """A checkpoint that is to be copied. best: the best one, if that is another one, which is copied then, if
+    that was not done: it may have been passed over."""
+
     rule: Rule
+    best: Listed | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Offer | None:

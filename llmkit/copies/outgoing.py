@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import xxhash
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from llmkit.errors import RunFault
 
@@ -19,6 +19,8 @@ PART_BYTES = 2 * BLOCK
 """Sent at a time, and in memory, unless a file would have more than MAX_PARTS of them."""
 MAX_PARTS = 9000
 """S3 takes 10,000 parts."""
+MANIFEST = "manifest.json"
+"""Of a checkpoint: written after its other files, here as there."""
 
 
 class Stored(BaseModel):
@@ -32,10 +34,27 @@ class Stored(BaseModel):
     size: Annotated[int, Field(ge=0, le=2**53)]
     xxh64: list[Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]]
 
+    @model_validator(mode="after")
+    def _a_checksum_a_block(self) -> Stored:
+        if len(self.xxh64) != -(-self.size // BLOCK):
+            raise ValueError(f"{len(self.xxh64)} checksums for {self.size} bytes")
+        return self
+
     @property
     def digest(self) -> str:
         """xxh64 of the checksums of all blocks."""
         return xxhash.xxh64("".join(self.xxh64).encode()).hexdigest()
+
+
+def _of_a_checkpoint(files: list[Stored]) -> list[Stored]:
+    names = {file.name for file in files}
+    if len(names) < len(files) or MANIFEST not in names or any("/" in name for name in names):
+        raise ValueError("they are not those of a checkpoint: each once, none in a folder, and a manifest")
+    return files
+
+
+FilesOfCheckpoint = Annotated[list[Stored], AfterValidator(_of_a_checkpoint)]
+"""All files of a checkpoint, its manifest among them."""
 
 
 def stored(name: str, content: bytes) -> Stored:

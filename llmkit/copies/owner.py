@@ -1,10 +1,11 @@
 """Which start of a run copies to a URL.
 
-Stores know no locks. A start that wants to copy writes `owner.json` with a number one higher than that of the
-start before, and goes on to write it with a counter, by which others see that it lives. Before it publishes
-anything, and with each beat, it looks whether a later start has written its own: then it copies nothing more.
-Two starts that claim within the same moment are both gone on with until the next beat; the one that has
-written last then has the copies.
+Stores know no locks. A start that wants to copy notes in its run folder that it claims the copies, writes
+`owner.json` with a number one higher than that of the start before, and reads it back; it goes on to write it
+with a counter, by which others see that it lives. Before it writes or deletes anything else, and with each
+beat, it looks whether another start has written its own: then it copies nothing more. Of two starts that
+claim within the same moment the one that has written last has the copies; the other one sees that before it
+has written anything else, or with the next beat.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmkit.copies.outgoing import Outgoing, stored
 from llmkit.copies.store import Store
 from llmkit.errors import RunFault, UserError
-from llmkit.files import write_json
+from llmkit.files import sync_folder, write_json
 from llmkit.ownership.owner import Owner
 
 NAME = "owner.json"
@@ -76,7 +77,7 @@ def write(store: Store, mine: CopyOwner) -> None:
         "ended": mine.ended,
     }  # fmt: skip
     raw = json.dumps(content).encode()
-    store.put(NAME, Outgoing(stored(NAME, raw), raw))
+    store.put(NAME, Outgoing(stored(NAME, raw), raw), is_progress=False)
 
 
 def require_mine(store: Store, mine: CopyOwner) -> None:
@@ -115,32 +116,42 @@ def require_free(
         )
 
 
-def claimed(found: CopyOwner | None, run: str, start: int, command: str, store: Store) -> CopyOwner:
-    """The claim of this start, to be written. found: who has the copies. start: the newest one that this run
-    folder knows of.
+def claimed(found: CopyOwner | None, known: Known, command: str, store: Store) -> CopyOwner:
+    """The claim of this start, to be written. found: who has the copies. known: what this run folder knows.
 
     Raises LostError where they are of another run, or of a start that this run folder does not know.
     """
-    if found is not None and found.run != run:
+    if found is not None and found.run != known.run:
         raise LostError(
             f"{store} holds the copies of another run, last of {found.owner}: choose another "
             "checkpoint.copy_to or run.name"
         )
-    if found is not None and found.start > start:
+    if found is not None and not known.covers(found):
         raise LostError(
             f"{store} holds copies of a later start of this run than this folder knows of, {found.owner}: "
             "move this run folder away to go on from there"
         )
-    return CopyOwner(run, start + 1, Owner.of_this_process(command, os.environ))
+    start = known.start if found is None else found.start
+    return CopyOwner(known.run, start + 1, Owner.of_this_process(command, os.environ))
 
 
 @dataclass(frozen=True)
 class Known:
     """What a run folder knows of its copies, in `copies/state.json`. run: random name of the run. start: the
-    newest start that is known to have copied."""
+    newest start that is known to claim them, or to have claimed them. owner: of that start; None where it is
+    not known."""
 
     run: str
     start: int
+    owner: Owner | None = None
+
+    def covers(self, found: CopyOwner) -> bool:
+        """Whether a start of the same run is known here: no other run folder has gone on since.
+
+        Two that claim in the same moment take the same number; the owner tells them apart.
+        """
+        same = found.start == self.start and self.owner in (None, found.owner)
+        return found.start < self.start or same
 
     @classmethod
     def read(cls, folder: Path) -> Known | None:
@@ -148,18 +159,24 @@ class Known:
         path = folder / "copies" / "state.json"
         try:
             content = json.loads(path.read_bytes())
-            if type(content["run"]) is str and type(content["start"]) is int:
-                return cls(content["run"], content["start"])
+            owner = content.get("owner")
+            found = cls(content["run"], content["start"], None if owner is None else Owner.from_json(owner))
+            if type(found.run) is str and type(found.start) is int:
+                return found
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             pass
         raise UserError(f"{path}: is damaged; delete it where nothing was copied yet, else bring it back")
 
     def write(self, folder: Path) -> None:
         """Into a run folder. Raises RunFault."""
+        owner = None if self.owner is None else self.owner.to_json()
         try:
             (folder / "copies").mkdir(parents=True, exist_ok=True)
-            write_json(folder / "copies" / "state.json", asdict(self))
+            write_json(
+                folder / "copies" / "state.json", {"run": self.run, "start": self.start, "owner": owner}
+            )
+            sync_folder(folder / "copies")
         except OSError as error:
             raise RunFault(f"cannot write {folder / 'copies'}: {error.strerror}") from error

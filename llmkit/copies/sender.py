@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from llmkit.copies import catalogue, owner
-from llmkit.copies.catalogue import MANIFEST, Catalogue, Copy, Record
+from llmkit.copies.catalogue import Catalogue, Copy, Record
 from llmkit.copies.held import held
 from llmkit.copies.journal import Journal
-from llmkit.copies.outgoing import Outgoing, Stored
+from llmkit.copies.outgoing import MANIFEST, Outgoing, Stored
 from llmkit.copies.owner import CopyOwner, Known
 from llmkit.copies.record import snapshot
 from llmkit.copies.store import Store
@@ -41,6 +41,8 @@ class Sender:
         self.not_deleted = ""
         """Why the store has not deleted what was to be deleted, the last time."""
         self._catalogue = Catalogue(run=known.run)
+        self._to_delete = set[str]()
+        """Files that are in the store yet and belong to nothing."""
         self._journal = Journal(folder / "copies" / "sent.jsonl", str(store))
 
     def claim(self) -> None:
@@ -48,51 +50,65 @@ class Sender:
         if self.mine is not None:
             return
         found = owner.read(self.store)
-        mine = owner.claimed(found, self._known.run, self._known.start, self._command, self.store)
+        mine = owner.claimed(found, self._known, self._command, self.store)
         there = catalogue.read(self.store)
         if there is not None and there.run != self._known.run:
             raise owner.LostError(f"{self.store} holds the copies of another run ({there.run})")
+        # First here: a start that is killed behind the next line must know later that it was itself.
+        self._known = Known(mine.run, mine.start, mine.owner)
+        self._known.write(self._folder)
         owner.write(self.store, mine)
-        Known(mine.run, mine.start).write(self._folder)
+        owner.require_mine(self.store, mine)
         self._catalogue = there or self._catalogue
+        self._to_delete = set(self._catalogue.gone)  # which a start before may not have come to
         self.mine = mine
 
-    def copy(self, name: str, files: Sequence[Stored], keeps: Keeps) -> int:
+    def has(self, name: str, files: Sequence[Stored]) -> bool:
+        """Whether this very checkpoint was copied."""
+        return any(copy.complete and copy.files == list(files) for copy in self._of(name))
+
+    def copy(self, name: str, files: Sequence[Stored], keeps: Keeps, newest: int = 0) -> int:
         """Copies a checkpoint, unless that was done, and the record as it is now; then deletes what is not to
         be kept. Returns the bytes that were sent.
 
-        name: of its folder in `checkpoints`. files: all of it, the manifest too. Raises FileNotFoundError
-        where the checkpoint has been deleted.
+        name: of its folder in `checkpoints`. files: all of it, the manifest too. newest: the step that the
+        run has come to, if that is a later one. Raises FileNotFoundError where the checkpoint has been
+        deleted.
         """
         new = Copy(name=name, complete=False, files=list(files))
-        if any(copy.complete and copy.files == new.files for copy in self._of(name)):
+        newest = max(newest, new.step)
+        if self.has(name, files):
             self.keep_record()
             return 0
         before, sent = self._of(name), self._journal.bytes_sent
         others = [copy for copy in self._catalogue.copies if copy.name != name]
-        self._delete(self._catalogue.gone)  # which a start before has not come to
-        self._publish(copies=[*others, new], gone=[])
+        self._require_mine()
+        self._delete()
+        self._to_delete |= {copy.path(file) for copy in before for file in copy.files}
+        self._publish(copies=[*others, new])
+        if any(copy.files != new.files for copy in before):
+            self._to_delete.add(new.manifest)  # another checkpoint of this step: what is there is none now
+        self._delete()
         with held(self._folder / "checkpoints" / name, [file.name for file in files]) as folder:
             for last in (False, True):  # the manifest comes last, here as there
                 now = [file for file in files if (file.name == MANIFEST) is last]
                 self._send_all([(new.path(file), file, folder / file.name) for file in now])
         done = new.model_copy(update={"complete": True})
-        steps = [copy.step for copy in [*others, done] if copy.complete and copy.step <= done.step]
-        kept = keeps(sorted(steps)) | {done.step}
+        steps = [copy.step for copy in [*others, done] if copy.complete and copy.step <= newest]
+        kept = keeps(sorted(steps)) | {done.step, max(steps)}
         # Copies of later steps are of a run that has gone back since; incomplete ones were given up.
-        staying = [copy for copy in others if copy.complete and copy.step in kept and copy.step <= done.step]
+        staying = [copy for copy in others if copy.complete and copy.step in kept and copy.step <= newest]
         going = [copy for copy in others if copy not in staying]
-        gone = {copy.path(file) for copy in [*going, *before] for file in copy.files}
-        gone -= {done.path(file) for file in files}
-        self.keep_record([*staying, done], sorted(gone))
+        self._to_delete |= {copy.path(file) for copy in going for file in copy.files}
+        self.keep_record([*staying, done])
         self._journal.tidy()
         return self._journal.bytes_sent - sent
 
-    def keep_record(self, copies: Sequence[Copy] | None = None, gone: Sequence[str] = ()) -> None:
-        """Copies the record of the run as it is now, and publishes the catalogue with it.
+    def keep_record(self, copies: Sequence[Copy] | None = None) -> None:
+        """Copies the record of the run as it is now, publishes the catalogue with it, and deletes what then
+        belongs to nothing, the record of before too.
 
-        copies: those that there are now; by default those of before. gone: files that are deleted then,
-        beside the record of before.
+        copies: those that there are now; by default those of before.
         """
         found, before = snapshot(self._folder), self._catalogue.record
         record = Record(number=0 if before is None else before.number + 1, files=[file for file, _ in found])
@@ -101,12 +117,13 @@ class Sender:
                 return
             record = before
         else:
+            self._require_mine()
             for file, content in found:
                 self.store.put(record.path(file), Outgoing(file, content))
-            gone = [*gone, *([] if before is None else map(before.path, before.files))]
+            self._to_delete |= set() if before is None else set(map(before.path, before.files))
         copies = self._catalogue.copies if copies is None else copies
-        self._publish(copies=list(copies), record=record, gone=list(gone))
-        self._delete(gone)
+        self._publish(copies=list(copies), record=record)
+        self._delete()
 
     def beat(self, count: int, ended: bool = False) -> None:
         """Says that this start lives, or has ended in order; after that it says nothing more.
@@ -122,11 +139,17 @@ class Sender:
     def _of(self, name: str) -> list[Copy]:
         return [copy for copy in self._catalogue.copies if copy.name == name]
 
-    def _publish(self, **changes: Any) -> None:
-        """Puts a changed catalogue in the place of the one before."""
+    def _require_mine(self) -> None:
+        """Raises LostError unless this start has the copies: before anything is written or deleted."""
         assert self.mine is not None, "nothing is copied before it is claimed"
         owner.require_mine(self.store, self.mine)
+
+    def _publish(self, **changes: Any) -> None:
+        """Puts a changed catalogue in the place of the one before."""
+        self._require_mine()
         changed = self._catalogue.model_copy(update=changes)
+        self._to_delete -= changed.paths()
+        changed = changed.model_copy(update={"gone": sorted(self._to_delete)})
         catalogue.write(self.store, changed)
         self._catalogue = changed
 
@@ -152,12 +175,17 @@ class Sender:
 
         return send
 
-    def _delete(self, names: Iterable[str]) -> None:
-        """Deletes files; what a store does not delete stays there, and is noted."""
+    def _delete(self) -> None:
+        """Deletes what belongs to nothing, manifests first: the rest of a checkpoint without it is none.
+
+        What a store does not delete stays, is noted, and is deleted with the next copy.
+        """
+        self.not_deleted = ""
         try:
-            for name in names:
+            for name in sorted(self._to_delete, key=lambda name: (not name.endswith(f"/{MANIFEST}"), name)):
                 self.store.delete(name)
                 self._journal.forget(name)
+                self._to_delete.remove(name)
         except FailedError as error:
             self.not_deleted = str(error)
 

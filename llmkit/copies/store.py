@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -33,14 +33,56 @@ class NotAsSentError(FailedError):
         super().__init__(reason, False)
 
 
-@dataclass
-class Traffic:
-    """What is known of all that is sent. patience: with failures. sent: bytes until now. stop: set where
-    nobody waits for it any more."""
+class Attempt:
+    """Bytes of one attempt at sending a file. number: of those that the store has taken in it."""
 
-    patience: Patience = field(default_factory=Patience)
-    sent: int = 0
-    stop: threading.Event = field(default_factory=threading.Event)
+    def __init__(self, sending: Sending, number: int) -> None:
+        self._sending, self.number = sending, number
+
+    def add(self, count: int) -> None:
+        """Notes that more bytes were taken."""
+        self.number += count
+        self._sending.furthest = max(self._sending.furthest, self.number)
+
+
+class Sending:
+    """How far the sending of one file has come. furthest: bytes of the attempt that has come furthest; an
+    attempt that begins anew is no progress before it comes further than that."""
+
+    def __init__(self) -> None:
+        self.furthest = 0
+
+    def attempt(self, start: int = 0) -> Attempt:
+        """Another attempt, which has `start` bytes behind it."""
+        return Attempt(self, start)
+
+
+class Traffic:
+    """What is known of all that is sent. patience: with failures. stop: set where nothing more may be sent,
+    as the copies are another start's now."""
+
+    def __init__(self, patience: Patience | None = None) -> None:
+        self.patience = patience or Patience()
+        self.stop = threading.Event()
+        self._lock, self._complete = threading.Lock(), 0
+        self._begun: dict[tuple[str, str], Sending] = {}
+
+    @property
+    def progress(self) -> int:
+        """Bytes that were sent and, where a store proves nothing, read back: of each file those of the
+        attempt that has come furthest."""
+        with self._lock:
+            return self._complete + sum(sending.furthest for sending in self._begun.values())
+
+    @contextmanager
+    def sending(self, name: str, file: Stored) -> Iterator[Sending]:
+        """The sending of a file, the same one again after it has failed."""
+        key = (name, file.digest)
+        with self._lock:
+            sending = self._begun.setdefault(key, Sending())
+        yield sending
+        with self._lock:
+            self._complete += self._begun.pop(key, Sending()).furthest
 
     def try_again(self, function: Callable[[], Value]) -> Value:
         """See `patiently`; a stop ends it."""
@@ -56,8 +98,11 @@ class Traffic:
 class Driver(Protocol):
     """Writes and deletes one file of a kind of store."""
 
-    def put(self, url: str, content: Outgoing, traffic: Traffic) -> bool:
-        """Writes a file; whether the store itself has shown that it has received what was sent."""
+    def put(self, url: str, content: Outgoing, traffic: Traffic, sending: Sending) -> bool:
+        """Writes a file; whether the store itself has shown that it has received what was sent.
+
+        sending: is told of every byte that the store takes.
+        """
 
     def delete(self, url: str, traffic: Traffic) -> None:
         """Deletes a file."""
@@ -83,16 +128,23 @@ class Store:
                 return None
             raise
 
-    def put(self, name: str, content: Outgoing) -> Head:
-        """Writes a file, and makes sure that it is there as it should be."""
-        proven = self._driver.put(self._url(name), content, self.traffic)
-        head = self.head(name)
-        if head is None or head.size != content.file.size:
-            has = "no such file" if head is None else f"{head.size} bytes"
-            raise FailedError(f"{name}: {content.file.size} bytes were sent, and the store has {has}", False)
-        if not proven:
-            for _ in self.blocks(name, content.file, head):
-                pass
+    def put(self, name: str, content: Outgoing, is_progress: bool = True) -> Head:
+        """Writes a file, and makes sure that it is there as it should be.
+
+        is_progress: whether it counts in `Traffic.progress`.
+        """
+        with self.traffic.sending(name, content.file) if is_progress else nullcontext(Sending()) as sending:
+            proven = self._driver.put(self._url(name), content, self.traffic, sending)
+            head = self.head(name)
+            if head is None or head.size != content.file.size:
+                has = "no such file" if head is None else f"{head.size} bytes"
+                raise FailedError(
+                    f"{name}: {content.file.size} bytes were sent, and the store has {has}", False
+                )
+            if not proven:
+                reading = sending.attempt(content.file.size)
+                for block in self.blocks(name, content.file, head):
+                    reading.add(len(block))
         return head
 
     def blocks(self, name: str, file: Stored, head: Head | None = None, start: int = 0) -> Iterator[bytes]:
@@ -115,14 +167,25 @@ class Store:
                 yield block
 
     def text(self, name: str) -> bytes | None:
-        """A small file; None where there is none."""
-        head = self.head(name)
-        if head is None:
-            return None
-        if head.size > MAX_TEXT:
-            raise FailedError(f"{shown(self._url(name))} has {head.size} bytes, more than it ever had", True)
-        with RandomFile(File(self._url(name), head.size, head.tag), self.traffic.patience) as opened:
-            return _read_at(opened, 0, head.size)
+        """A small file; None where there is none. One that is replaced meanwhile is read again."""
+        once = self.traffic.patience._replace(retries=0)
+        fetcher = self._fetcher(name)
+
+        def read() -> bytes:
+            head = fetcher.head()
+            if head.size > MAX_TEXT:
+                raise FailedError(
+                    f"{shown(self._url(name))} has {head.size} bytes, more than it ever had", True
+                )
+            with RandomFile(File(self._url(name), head.size, head.tag), once) as opened:
+                return _read_at(opened, 0, head.size)
+
+        try:
+            return self.traffic.try_again(read)
+        except FailedError as error:
+            if error.missing:
+                return None
+            raise
 
     def delete(self, name: str) -> None:
         """Deletes a file, if it is there."""

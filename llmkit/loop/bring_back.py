@@ -70,7 +70,7 @@ def _ask(url: str, launch: Launch, folder: RunFolder, note: Callable[[str], None
                 "choose another checkpoint.copy_to or run.name"
             )
         complete = there.complete if there is not None else []
-        if found is not None and (known is None or start > known.start):
+        if is_new := found is not None and (known is None or not known.covers(found)):
             owner.require_free(store, found, launch.environment, note)
             if here and complete and complete[-1].name > here[-1].name:
                 raise UserError(
@@ -86,7 +86,8 @@ def _ask(url: str, launch: Launch, folder: RunFolder, note: Callable[[str], None
             f"{store} (checkpoint.copy_to) cannot be asked whether it has copies of this run ({error}): "
             "mend that, or set checkpoint.copy_to=null to begin anew without"
         ) from error
-    Known(run, start).write(folder.path)
+    if known is None or is_new:
+        Known(run, start, None if found is None else found.owner).write(folder.path)
     if here or there is None or not complete:
         return ""
     if launch.options.fresh:

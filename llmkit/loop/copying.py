@@ -16,6 +16,7 @@ from llmkit.config.redaction import command_on_record
 from llmkit.copies.copier import Copier
 from llmkit.copies.held import forget
 from llmkit.copies.listing import offer_of
+from llmkit.copies.offer import Listed
 from llmkit.copies.place import url_of
 from llmkit.copies.sender import known_of
 from llmkit.data.sources.urls import shown
@@ -55,7 +56,9 @@ class CopyHook(Hook):
 
     def __init__(self, t: Trainer, url: str, copier: Copier) -> None:
         self._t, self._url, self._copier = t, shown(url), copier
-        self._copied = ""
+        self._copied = set[str]()
+        self._listed: dict[str, Listed] = {}
+        """Of the checkpoint that was offered last, and of the best one: they are not read again."""
         self._has_failed = False
 
     def start(self) -> None:
@@ -81,7 +84,7 @@ class CopyHook(Hook):
         if not done:
             what = (
                 f"{offer.name} is not copied"
-                if offer and offer.name != self._copied
+                if offer and offer.name not in self._copied
                 else "the record is not copied"
             )
             run = shlex.quote(str(t.folder.path))
@@ -98,7 +101,12 @@ class CopyHook(Hook):
 
     def _offer(self, path: Path | None) -> None:
         try:
-            self._copier.offer(None if path is None else offer_of(path, self._t.config))
+            if path is None:
+                self._copier.offer()
+                return
+            offer = offer_of(path, self._t.config, self._listed)
+            self._listed = {each.name: each for each in (offer, offer.best) if each is not None}
+            self._copier.offer(offer)
         except (RunFault, UserError) as error:
             name = "" if path is None else path.name
             self._take({"event": "copy_failed", "path": name, "reason": str(error)})
@@ -108,18 +116,22 @@ class CopyHook(Hook):
         event, name = message.get("event"), str(message.get("path", ""))
         step = int(name.removeprefix("step-")) if name.startswith("step-") else self._t.state.step
         if event == "copied":
-            self._copied = name
+            self._copied.add(name)
             seconds, size = message.get("seconds"), message.get("bytes")
             self._t.events.record("copied", step=step, path=name, to=self._url, bytes=size, seconds=seconds)
             if self._has_failed:
                 self._t.console.note(f"{name} is copied to {self._url}")
             self._has_failed = False
+        elif event == "recovered":
+            if self._has_failed:
+                self._t.console.note(f"{self._url} can be copied to again")
+            self._has_failed = False
         elif event == "copy_failed":
-            reason = printable(str(message.get("reason", "")), 300)
+            reason, final = printable(str(message.get("reason", "")), 300), bool(message.get("final"))
             self._t.events.record("copy_failed", step=step, path=name, to=self._url, reason=reason)
-            if not self._has_failed:
+            if final or not self._has_failed:
+                then = "nothing more is copied" if final else "it is tried again"
                 self._t.console.note(
-                    f"not copied to {self._url}, training goes on, and it is tried again: {reason}",
-                    important=True,
+                    f"not copied to {self._url}, training goes on, and {then}: {reason}", important=True
                 )
             self._has_failed = True

@@ -55,9 +55,17 @@ def test_one_that_has_lost_the_run_changes_nothing(tmp_path: Path) -> None:
     assert read_best(tmp_path) == Best(10, 2.5)
 
 
+def test_a_loss_may_be_written_as_a_whole_number(tmp_path: Path) -> None:
+    """As JSON writers of other programs do with 2.0."""
+    (tmp_path / BEST).write_text('{"step": 10, "eval_loss": 2}')
+    found = read_best(tmp_path)
+    assert found == Best(10, 2.0) and type(found.eval_loss) is float
+
+
 @pytest.mark.parametrize(
     "content",
     [
+        '{"step": 10, "eval_loss": true}', '{"step": 10, "eval_loss": 1%s}' % ("0" * 400),
         "", "[1]", "{}", '{"step": 10}', '{"step": "10", "eval_loss": 1.0}', '{"step": -1, "eval_loss": 1.0}',
         '{"step": true, "eval_loss": 1.0}', '{"step": 10, "eval_loss": NaN}', '{"step": 10, "eval_loss": ',
         "[" * 4096, '{"step": 10, "eval_loss": 1.0, "more": "' + "x" * 5000 + '"}',

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llmkit.checkpoint import commit, files, format, index_file, read, write, writer
+from llmkit.checkpoint import commit, files, format, index_file, read, regions, write, writer
 from llmkit.checkpoint.pieces import Piece
 from llmkit.checkpoint.regions import RegionReader
 from llmkit.errors import RunFault
@@ -166,3 +166,47 @@ def test_blocks_go_straight_to_where_they_belong(save_step: Any, monkeypatch: py
         checkpoint.read_into(out, "w", "m", full_box((10, 100)), (0, 1001))
     with pytest.raises(ValueError, match="900 elements for the range"):
         checkpoint.read_into(out, "w", "m", full_box((10, 100)), (0, 1000))
+
+
+def _read_many_files(save_step: Any, monkeypatch: pytest.MonkeyPatch, kept: int) -> tuple[int, int, int]:
+    """Reads small tensors, each out of 8 files of several blocks; returns the blocks that were read, how many
+    there are, and the most bytes that were kept of them."""
+    for module in (format, files, index_file):
+        monkeypatch.setattr(module, "BLOCK", 256)
+    monkeypatch.setattr(writer, "FILE_BYTES", 40 * 40)
+    monkeypatch.setattr(regions, "KEPT_BYTES", kept)
+    data = torch.arange(40 * 80.0).view(40, 80)
+    pieces = [
+        Piece(f"w{row}", "m", (80,), ((0, 80),), (first, first + 10), data[row, first : first + 10])
+        for first in range(0, 80, 10)
+        for row in range(40)
+    ]
+    checkpoint = read.load(save_step(1, pieces=pieces))
+    reader = checkpoint._regions
+    read_blocks: list[str] = []
+    block = files.BlockFile.block
+
+    def recording(file: files.BlockFile, index: int, memory: Tensor | None = None) -> Tensor:
+        read_blocks.append(f"{file.path.name} {index}")
+        return block(file, index, memory)
+
+    monkeypatch.setattr(files.BlockFile, "block", recording)
+    most = 0
+    for row in range(40):
+        assert torch.equal(checkpoint.read(f"w{row}", "m", ((0, 80),), (0, 79)), data[row, :79])
+        held = sum(block.nbytes for blocks in reader._recent.values() for block in blocks.values())
+        assert held == reader._kept
+        most = max(most, held)
+    assert len({name.partition(" ")[0] for name in read_blocks}) == 8
+    return len(read_blocks), len(set(read_blocks)), most
+
+
+@pytest.mark.parametrize("kept", [256, 3 * 256, 8 * 256, 100 * 256])
+def test_blocks_are_kept_of_many_files_up_to_a_number_of_bytes(
+    save_step: Any, monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
+    """As many as all files need: each block is read once, but those of headers, which take several here.
+    Fewer: more often, and it is right all the same."""
+    read_blocks, there, most = _read_many_files(save_step, monkeypatch, kept)
+    assert most <= min(kept, 16 * 256)
+    assert (read_blocks <= there + 8) is (kept >= 8 * 256)

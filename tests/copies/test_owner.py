@@ -36,12 +36,22 @@ def test_what_is_no_owner_is_refused(store: Store) -> None:
 
 
 def test_a_claim_is_one_higher_than_what_is_known(store: Store) -> None:
-    assert claimed(None, "r", 0, "c", store).start == 1
-    assert claimed(CopyOwner("r", 4, ELSEWHERE), "r", 4, "c", store).start == 5
+    assert claimed(None, Known("r", 0), "c", store).start == 1
+    assert claimed(CopyOwner("r", 4, ELSEWHERE), Known("r", 4), "c", store).start == 5
     with pytest.raises(LostError, match=r"another run, last of process \d+ on other"):
-        claimed(CopyOwner("other", 1, ELSEWHERE), "r", 4, "c", store)
+        claimed(CopyOwner("other", 1, ELSEWHERE), Known("r", 4), "c", store)
     with pytest.raises(LostError, match="a later start of this run than this folder knows of"):
-        claimed(CopyOwner("r", 5, ELSEWHERE), "r", 4, "c", store)
+        claimed(CopyOwner("r", 5, ELSEWHERE), Known("r", 4), "c", store)
+
+
+def test_starts_of_one_number_are_told_apart(store: Store) -> None:
+    """Two that have claimed in the same moment: neither takes the copies from the other later."""
+    known = Known("r", 5, HERE)
+    assert claimed(CopyOwner("r", 5, HERE, beat=7), known, "c", store).start == 6
+    with pytest.raises(LostError, match=r"a later start of this run than this folder .* on other"):
+        claimed(CopyOwner("r", 5, ELSEWHERE), known, "c", store)
+    assert claimed(CopyOwner("r", 4, ELSEWHERE), known, "c", store).start == 5  # that one was not written
+    assert claimed(None, known, "c", store).start == 6
 
 
 def test_a_start_that_lost_the_copies_is_told(store: Store) -> None:
@@ -92,6 +102,9 @@ def test_what_a_folder_knows_is_read(tmp_path: Path) -> None:
     (tmp_path / "copies").mkdir()
     (tmp_path / "copies/state.json").write_text('{"run": "r", "start": 3}')
     assert Known.read(tmp_path) == Known("r", 3)
+    for known in (Known("r", 4, HERE), Known("r", 5)):
+        known.write(tmp_path)
+        assert Known.read(tmp_path) == known
     for damaged in ("", "[]", '{"run": "r"}', '{"run": 1, "start": 3}'):
         (tmp_path / "copies/state.json").write_text(damaged)
         with pytest.raises(UserError, match=r"state\.json: is damaged"):

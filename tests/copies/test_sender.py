@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -167,6 +168,121 @@ def test_another_start_gets_the_copies_and_this_one_stops(
     with pytest.raises(LostError, match="holds the copies of another run"):
         Sender(any_store, other, known, "c").claim()
     assert complete(any_store) == [10]
+
+
+def test_a_start_that_lost_the_copies_writes_and_deletes_nothing(
+    web: PutServer, traffic: Traffic, run: Path
+) -> None:
+    store = Store(web.url, traffic)
+    first = sender_of(store, run)
+    copy(first, run, 10)
+    web.write_trouble = lambda method, number, path: 405 if method == "DELETE" else None
+    copy(first, run, 20, keep=1)  # something is left to be deleted
+    web.write_trouble = lambda method, number, path: None
+    sender_of(store, run).claim()
+    web.writes.clear()
+    (run / "metrics.jsonl").write_bytes(b'{"step": 1}\n{"step": 2}\n')
+    with pytest.raises(LostError):
+        first.keep_record()
+    with pytest.raises(LostError):
+        copy(first, run, 30)
+    assert web.writes == []
+
+
+def test_a_claim_that_was_broken_off_is_known_as_ones_own(
+    web: PutServer, traffic: Traffic, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it has come to the store or not, in the same process or in the next."""
+    store, write = Store(web.url, traffic), owner.write
+    copy(sender_of(store, run), run, 10)
+
+    def broken_off(store: Store, mine: owner.CopyOwner, arrives: bool) -> None:
+        if arrives:
+            write(store, mine)
+        raise FailedError("no answer", False)
+
+    for arrives in (False, True, True, False):
+        sender = sender_of(store, run)
+        monkeypatch.setattr(owner, "write", lambda store, mine, a=arrives: broken_off(store, mine, a))
+        with pytest.raises(FailedError):
+            sender.claim()
+        monkeypatch.setattr(owner, "write", write)
+    copy(sender, run, 20)
+    copy(sender_of(store, run), run, 30)
+    assert complete(store) == [20, 30]
+
+
+def test_two_that_claim_in_the_same_moment(
+    any_store: Store, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that has written last has the copies, and the other one is refused before it writes more."""
+    write = owner.write
+
+    def then_another(store: Store, mine: owner.CopyOwner) -> None:
+        monkeypatch.setattr(owner, "write", write)
+        write(store, mine)
+        write(store, replace(mine, owner=replace(mine.owner, pid=1)))  # which had read before this one wrote
+
+    monkeypatch.setattr(owner, "write", then_another)
+    first = sender_of(any_store, run)
+    with pytest.raises(LostError, match=r"is now of process 1 on .*: this start copies nothing more there"):
+        first.claim()
+    with pytest.raises(LostError, match="a later start of this run"):  # nor does it take them back
+        sender_of(any_store, run).claim()
+    assert catalogue.read(any_store) is None
+
+
+def test_what_is_no_checkpoint_any_more_has_no_manifest(web: PutServer, traffic: Traffic, run: Path) -> None:
+    """Whoever copies the folder by other means does not take a part of it for a checkpoint."""
+    store = Store(web.url, traffic)
+    sender = sender_of(store, run)
+    copy(sender, run, 10)
+    web.writes.clear()
+    copy(sender, run, 20, keep=1)
+    deleted = [path for path in web.writes if path.startswith(f"DELETE /checkpoints/{name_of(10)}")]
+    assert deleted[0] == f"DELETE /checkpoints/{name_of(10)}/manifest.json" and len(deleted) == 7
+    web.writes.clear()
+    again = write_files(run / "checkpoints" / name_of(20), {"pieces-0.bin": b"new", "manifest.json": b"new"})
+    sender.copy(name_of(20), again, Rule(keep_last=1).kept)
+    assert web.writes.index(f"DELETE /checkpoints/{name_of(20)}/manifest.json") < web.writes.index(
+        f"PUT /checkpoints/{name_of(20)}/pieces-0.bin"
+    )
+    assert complete(store) == [20]
+    assert {path for path in web.files if "/checkpoints/" in path} == {
+        f"/checkpoints/{name_of(20)}/{file.name}" for file in again
+    }
+
+
+def test_what_a_store_did_not_delete_is_deleted_later(web: PutServer, traffic: Traffic, run: Path) -> None:
+    store = Store(web.url, traffic)
+    sender = sender_of(store, run)
+    copy(sender, run, 10)
+    web.write_trouble = lambda method, number, path: 405 if method == "DELETE" else None
+    copy(sender, run, 20, keep=1)
+    (run / "metrics.jsonl").write_bytes(b'{"step": 1}\n{"step": 2}\n')
+    sender.keep_record()
+    assert sender.not_deleted
+    web.write_trouble = lambda method, number, path: None
+    copy(sender_of(store, run), run, 30, keep=1)  # another start
+    assert not sender_of(store, run).not_deleted
+    found = catalogue.read(store)
+    assert found is not None and complete(store) == [30]
+    kept = {f"/{path}" for path in found.paths()} | {"/owner.json", "/copies.json"}
+    assert set(web.files) == kept
+
+
+def test_the_best_one_is_copied_later_and_kept(any_store: Store, run: Path) -> None:
+    sender, best, rule = sender_of(any_store, run), save(run, 10), Rule(keep_last=1, best=10)
+    sender.claim()
+    for step in (20, 30):
+        sender.copy(name_of(step), save(run, step), rule.kept)
+        assert not sender.has(name_of(10), best)
+        sender.copy(name_of(10), best, rule.kept, step)
+        assert sender.has(name_of(10), best) and complete(any_store) == [10, step]
+        sender.copy(name_of(step + 5), save(run, step + 5), rule.kept)
+        assert complete(any_store) == [10, step + 5]
+        sender.copy(name_of(step + 6), save(run, step + 6), Rule(keep_last=1).kept)
+        assert complete(any_store) == [step + 6]
 
 
 def test_a_store_that_deletes_nothing_keeps_copies(web: PutServer, traffic: Traffic, run: Path) -> None:

@@ -93,7 +93,7 @@ def test_s3_gets_large_files_in_parts(s3: S3Store, traffic: Traffic) -> None:
         "POST /bucket/runs/a.bin", *["PUT /bucket/runs/a.bin"] * 2, "POST /bucket/runs/a.bin"
     ]  # fmt: skip
     assert s3.ranges == []  # the store's own checksums are proof enough
-    assert traffic.sent == len(content)
+    assert traffic.progress == len(content)
 
 
 def test_s3_sends_again_what_was_refused_and_no_more(s3: S3Store, traffic: Traffic) -> None:
@@ -135,7 +135,7 @@ def test_a_store_that_takes_nothing_is_given_up(kind: str, request: pytest.Fixtu
     traffic = Traffic(QUICK._replace(retries=1, stall_seconds=1.0))
     with pytest.raises(FailedError):
         Store(url, traffic).put("a.bin", outgoing(content_of(3 * BLOCK)))
-    assert server.writes and traffic.sent < 3 * BLOCK
+    assert server.writes and traffic.progress < 3 * BLOCK
     server.released.set()
 
 
@@ -169,6 +169,36 @@ def test_a_file_keeps_its_content_until_the_new_one_is_complete(traffic: Traffic
     for thread in left:
         thread.join(HANG)
     assert store.text("a.json") == b"new"
+
+
+def test_progress_counts_each_file_once(web: PutServer, traffic: Traffic) -> None:
+    """However often a store takes it, and throws it away: the end of a run would else wait for nothing."""
+    store, content = Store(web.url, traffic), content_of(BLOCK)
+    web.write_trouble = lambda method, number, path: 503
+    for _ in range(3):
+        with pytest.raises(FailedError):
+            store.put("a.bin", outgoing(content))
+        assert len(web.writes) > 1 and traffic.progress <= len(content)
+    web.write_trouble = lambda method, number, path: None
+    store.put("a.bin", outgoing(content))
+    assert traffic.progress == 2 * len(content)  # sent, and read back
+    store.put("owner.json", outgoing(b"{}"), is_progress=False)
+    assert traffic.progress == 2 * len(content)
+    store.put("b.bin", outgoing(content))
+    assert traffic.progress == 4 * len(content)
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_read_again(web: PutServer, traffic: Traffic) -> None:
+    """As the owner of the copies does every 30 s."""
+    web.files["/a.json"], seen = b"old", list[int]()
+
+    def replaced(number: int, start: int, end: int) -> None:
+        seen.append(number)
+        if len(seen) == 1:  # behind the look at its size
+            web.files["/a.json"] = b"newer"
+
+    web.trouble = replaced
+    assert Store(web.url, traffic).text("a.json") == b"newer"
 
 
 def test_a_stop_ends_all_attempts(web: PutServer, traffic: Traffic) -> None:
