@@ -273,16 +273,22 @@ class BlockMaker:
         due = self._schedule.between(begin, self._live_position)
         steps = np.searchsorted(plan.begins[1:-1], due.positions, side="right")
         flat = plan.sources.ravel()
-        slot_of = {int(plan.positions.ravel()[slot]): slot for slot in np.flatnonzero(flat >= 0)}
+        own = np.flatnonzero(flat >= 0)
+        _, here, there = np.intersect1d(
+            plan.positions.ravel()[own], due.positions, assume_unique=True, return_indices=True
+        )
+        slots = np.full(due.positions.shape, -1)  # -1: in a batch of another rank
+        slots[there] = own[here]
         last: list[dict[tuple[int, int], list[int]]] = [{} for _ in cursors]
-        for position, source, lane, step in zip(*(each.tolist() for each in (*due, steps)), strict=True):
+        rows = zip(*(each.tolist() for each in (due.sources, due.lanes, steps, slots)), strict=True)
+        for source, lane, step, slot in rows:
             row = live.take(source, lane)
             self.rows_made += 1
             last[step][source, lane] = row.cursor
             self._notes += row.notes
             if row.left_out:
                 left_out[step].append((source, Counter(row.left_out)))
-            if (slot := slot_of.get(position)) is not None:
+            if slot >= 0:
                 text[slot] = row.tokens
                 if is_target is not None and row.targets is not None:
                     is_target[slot] = row.targets

@@ -62,10 +62,3 @@ class Omitted:
     def after(self, position: int, rows: int) -> int:
         """Where the next row stands after `rows` rows have been taken from `position` on."""
         return self.position(self.number(position) + rows)
-
-    def contains(self, positions: np.ndarray) -> np.ndarray:
-        """Which of the positions are left out; bool, the shape of `positions`."""
-        found = np.zeros(positions.shape, dtype=bool)
-        for start, stop in self.windows:
-            found |= (positions >= start) & (positions < stop)
-        return found
