@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -94,24 +95,22 @@ def test_it_copies_what_is_offered_and_the_end(run: Path, copier_of: Copies, tmp
 
 def test_of_copies_that_fall_behind_the_newest_is_made(run: Path, copier_of: Copies, web: PutServer) -> None:
     """While one is copied others are offered, and the run deletes it: it is copied nevertheless."""
-    held = [True]
+    begun, go_on = threading.Event(), threading.Event()
 
     def trouble(method: str, number: int, path: str) -> None:
-        end = time.monotonic() + HANG
-        while held[0] and "pieces-3" in path and time.monotonic() < end:
-            time.sleep(0.01)
+        if "pieces-3" in path:
+            begun.set()
+            assert go_on.wait(HANG)
 
     web.write_trouble = trouble
     copies, said = copier_of(web.url), list[Message]()
     copies.offer(offer_of(run, 10))
-    end = time.monotonic() + HANG
-    while not any("pieces-3" in write for write in web.writes) and time.monotonic() < end:
-        time.sleep(0.01)
+    assert begun.wait(HANG)
     for step in (20, 30):
         copies.offer(offer_of(run, step))
     for path in (run / "checkpoints" / name_of(10)).iterdir():
         path.unlink()
-    held[0] = False
+    go_on.set()
     assert copies.finish(said.append, lambda: True)
     assert [message["path"] for message in said if "event" in message] == [name_of(10), name_of(30)]
     assert complete(web.url) == [10, 30]

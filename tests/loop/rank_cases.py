@@ -79,11 +79,16 @@ class Fails(Hook):
 
 
 class Late(Hook):
-    """The second rank is late at every step."""
+    """The second rank is late at every step, by several times what a step takes here."""
+
+    def __init__(self) -> None:
+        self.since: float | None = None
 
     def request(self, t: Any) -> Request | None:
         if t.mesh.rank == 1:
-            time.sleep(0.5)
+            took = 0.0 if self.since is None else time.monotonic() - self.since
+            time.sleep(max(0.5, 4.0 * took))
+            self.since = time.monotonic()
         return None
 
 

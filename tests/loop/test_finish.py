@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import time
 
 from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.loop import finish
@@ -31,8 +29,7 @@ def test_a_signal_at_the_end_of_a_finished_run_interrupts_nothing(project, monke
     assert train() == 0
 
     def signalled(trainer):
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.01)
+        signal.raise_signal(signal.SIGTERM)
         return {}
 
     monkeypatch.setattr(finish, "heldout_facts", signalled)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +16,7 @@ from llmkit.loop.control import Control
 from llmkit.loop.host_copies import HostCopies
 from llmkit.loop.phases import Phases
 from llmkit.parallel.mesh import Mesh
+from tests.limits import HANG
 
 SIZE = 3 * 4096
 
@@ -81,13 +81,19 @@ def test_memory_that_cannot_be_had_is_no_error(monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_end_waits_for_memory_that_is_being_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     has(monkeypatch, None)
-    taken = threading.Event()
+    waited_for, taken = threading.Event(), threading.Event()
+    wait = host_copies.wait
 
     def allocate(*arguments: Any) -> None:
-        time.sleep(0.2)
+        assert waited_for.wait(HANG)
         taken.set()
 
+    def waiting(*arguments: Any) -> Any:
+        waited_for.set()
+        return wait(*arguments)
+
     monkeypatch.setattr("llmkit.checkpoint.stage.HostMemory.allocate", allocate)
+    monkeypatch.setattr(host_copies, "wait", waiting)
     copies = HostCopies(trainer(), 1)
     copies.close()
     assert not taken.is_set()

@@ -90,10 +90,12 @@ def test_a_rank_has_its_share_of_the_flops(project: Path) -> None:
 
 
 def test_slow_data_bound_the_steps(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    following = TrainLoader.__next__
+    following, since = TrainLoader.__next__, [time.monotonic()]
 
     def slow(loader: TrainLoader) -> Any:
-        time.sleep(0.5)
+        """By several times what a step takes, however busy the machine is."""
+        time.sleep(max(0.5, min(10.0, 4.0 * (time.monotonic() - since[0]))))
+        since[:] = [time.monotonic()]
         return following(loader)
 
     monkeypatch.setattr(TrainLoader, "__next__", slow)
