@@ -51,7 +51,8 @@ def make_corpus(folder: Path, tokens: int) -> Facts:
     tokens.bin: end-of-text, then each document and end-of-text; the text once and again, in another order
     each time, until it is `tokens` long or a document longer.
     """
-    from llmkit.data.tokens.make_tokenizer import train_bpe
+    from llmkit.config import schema
+    from llmkit.data.tokens.make_tokenizer import make_tokenizer
 
     texts = list(documents(min(TEXT_CHARACTERS, 3 * tokens)))
     (folder / "text").mkdir(parents=True)
@@ -60,7 +61,8 @@ def make_corpus(folder: Path, tokens: int) -> Facts:
         (folder / "text" / f"part-{part:02}.jsonl").write_text("".join(lines), encoding="utf-8")
 
     share = max(1, len(texts) * TOKENIZER_CHARACTERS // max(TOKENIZER_CHARACTERS, sum(map(len, texts))))
-    tokenizer = train_bpe(iter(texts[:share]), VOCAB_SIZE, END_OF_TEXT)
+    spec = schema.Tokenizer(vocab_size=VOCAB_SIZE, end_of_text=END_OF_TEXT)
+    tokenizer = make_tokenizer(spec, texts[:share])
     tokenizer.save(folder / "tokenizer")
 
     ids: list[np.ndarray] = []

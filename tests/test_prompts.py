@@ -10,10 +10,9 @@ import pytest
 from llmkit.cli import main
 from llmkit.data.sources.records import Chat, Pair
 from llmkit.data.tokens.encode import RecordEncoder
-from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
 from llmkit.errors import UserError
 from llmkit.prompts import chat_prompt, text_prompt
-from tests.data.tokens.tokenizers_for_tests import byte_level, sentencepiece, tokenizer
+from tests.data.tokens.tokenizers_for_tests import byte_level, bytes_tokenizer, sentencepiece, tokenizer
 from tests.program import make_project
 
 CHATML = (

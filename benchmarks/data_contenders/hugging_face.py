@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.data_contenders import Contender, Open, Pair
 from benchmarks.data_corpus import END_OF_TEXT, PARTS, ROWS, WIDTH, blocks, read_facts
-from llmkit.data.tokens.byte_level import byte_symbols
+from llmkit.data.tokens.tokenizer_json import byte_symbols
 
 BUFFER = 1000
 """Rows, or documents, of the shuffle buffer."""

@@ -102,10 +102,10 @@ def tokenizer_of_weights(
 def check_same_ids(tokenizer: Tokenizer, weights: Weights) -> None:
     """Raises UserError where ids of this tokenizer stand for other text than in the weights' own."""
     try:
-        own = weights.tokenizer().tokens
+        own = weights.tokenizer().vocabulary
     except UserError:
         return  # there is none to compare with
-    for token, id in sorted(tokenizer.tokens.items(), key=lambda item: item[1]):
+    for token, id in sorted(tokenizer.vocabulary.items(), key=lambda item: item[1]):
         if own.get(token, id) != id:
             raise UserError(
                 f"{SECTION}: {tokenizer.origin} is another tokenizer than that of {weights.path}: the token "

@@ -6,7 +6,7 @@ import pytest
 
 from llmkit.cli import main
 from llmkit.config.load import load
-from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
+from tests.data.tokens.tokenizers_for_tests import bytes_tokenizer
 from tests.hf.models import save
 from tests.program import make_project, train
 

@@ -6,8 +6,8 @@ import json
 
 from llmkit.convert.companions import special_ids, tokenizer_files
 from llmkit.data.tokens.chat import CHATML
-from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
 from llmkit.data.tokens.tokenizer import Tokenizer
+from tests.data.tokens.tokenizers_for_tests import bytes_tokenizer
 
 
 def with_tokens(template, *more):

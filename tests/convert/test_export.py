@@ -11,9 +11,9 @@ import transformers
 from safetensors.torch import load_file
 
 from llmkit.cli import main
-from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
 from llmkit.prompts import text_prompt
 from llmkit.weights import open_weights
+from tests.data.tokens.tokenizers_for_tests import bytes_tokenizer
 from tests.hf.models import CASES, qwen2_tokenizer, save
 from tests.program import make_project, train
 

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from llmkit.checkpoint.read import verify
 from llmkit.cli import main
 from llmkit.data.tokens.chat import CHATML
-from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
 from llmkit.hf.folder import HFFolder
 from llmkit.weights import CheckpointWeights, open_weights
+from tests.data.tokens.tokenizers_for_tests import bytes_tokenizer
 from tests.hf.models import save
 
 

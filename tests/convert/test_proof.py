@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llmkit.convert import proof
-from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
 from llmkit.errors import RunFault
 from llmkit.hf.folder import HFFolder
+from tests.data.tokens.tokenizers_for_tests import bytes_tokenizer
 from tests.hf.models import save
 from tests.shapes import LLAMA_STYLE
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from llmkit.cli import main
-from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
+from tests.data.tokens.tokenizers_for_tests import bytes_tokenizer
 from tests.hf.models import CASES, qwen2_tokenizer, save
 from tests.program import make_project
 from tests.ranks import free_ports, run_ranks

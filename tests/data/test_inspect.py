@@ -14,8 +14,8 @@ from llmkit.data import inspect as looking
 from llmkit.data.building.prepare import prepare
 from llmkit.data.inspect import inspect, marks, printable, show_row
 from llmkit.data.prepared import Prepared
-from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
 from tests.data.building.test_packing import cut_by_walking
+from tests.data.tokens.tokenizers_for_tests import bytes_tokenizer
 
 Build = Callable[..., tuple[Prepared, schema.Data]]
 TOKENIZER = bytes_tokenizer("<|endoftext|>")

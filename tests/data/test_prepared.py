@@ -12,11 +12,11 @@ from llmkit.config import schema
 from llmkit.data.building.prepare import prepare
 from llmkit.data.prepared import Prepared, lane_lines, verify
 from llmkit.data.shards.writer import ShardWriter
-from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
 from llmkit.errors import UserError
 from llmkit.files import write_sealed
 from tests.data.live.fakes import live
 from tests.data.shards.megatron_files import write_megatron
+from tests.data.tokens.tokenizers_for_tests import bytes_tokenizer
 from tests.data.toy import ToyRows, toy
 
 Build = Callable[..., tuple[Prepared, schema.Data]]

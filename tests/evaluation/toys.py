@@ -15,9 +15,9 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors,
 from tokenizers import Tokenizer as Encoder
 
 from llmkit.config.shape import ModelShape
-from llmkit.data.tokens.byte_level import byte_symbols
 from llmkit.data.tokens.chat import CHATML
 from llmkit.data.tokens.tokenizer import Tokenizer
+from llmkit.data.tokens.tokenizer_json import byte_symbols
 from llmkit.model.gpt import GPT
 from tests.program import SENTENCE
 from tests.shapes import LLAMA_STYLE, random_model

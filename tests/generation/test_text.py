@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
 from llmkit.data.tokens.stream_decoder import StreamDecoder
 from llmkit.generation.sampling import Sampling
 from llmkit.generation.session import generate
 from llmkit.generation.text import StopStrings, complete, stream_batch, stream_text
 from llmkit.prompts import text_prompt
+from tests.data.tokens.tokenizers_for_tests import bytes_tokenizer
 from tests.shapes import LLAMA_STYLE, random_model
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.hf.architectures import QWEN2_PIECES
+from tests.data.tokens.tokenizers_for_tests import bytes_tokenizer
 from tests.shapes import randomise
 
 LLAMA: dict[str, Any] = {

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
 from llmkit.errors import UserError
 from llmkit.hf.choose import architecture_for
+from tests.data.tokens.tokenizers_for_tests import bytes_tokenizer
 from tests.hf.models import qwen2_tokenizer
 from tests.shapes import GPT2_STYLE, LLAMA_STYLE
 

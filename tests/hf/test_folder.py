@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
 from llmkit.errors import UserError
 from llmkit.hf.folder import HFFolder, is_hf_folder
 from llmkit.weights import open_weights
+from tests.data.tokens.tokenizers_for_tests import bytes_tokenizer
 from tests.hf.models import save
 
 

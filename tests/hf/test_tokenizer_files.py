@@ -8,11 +8,11 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from llmkit.data.tokens.chat import CHATML
-from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
 from llmkit.hf.tokenizer_files import end_ids, end_of_text, note_on_template, read_tokenizer
 from llmkit.prompts import messages_prompt, text_prompt
+from tests.data.tokens.tokenizers_for_tests import bytes_tokenizer
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
 from llmkit.inspect.page import render
 from llmkit.inspect.readings import read_text
 from llmkit.prompts import text_prompt
+from tests.data.tokens.tokenizers_for_tests import bytes_tokenizer
 from tests.shapes import LLAMA_STYLE, random_model
 
 HOSTILE = "</script><img src=x onerror=1>&amp;'\"<!--\u2028"

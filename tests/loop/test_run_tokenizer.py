@@ -13,10 +13,10 @@ from llmkit.cli import main
 from llmkit.config.schema import Config
 from llmkit.data.tokens import make_tokenizer
 from llmkit.data.tokens.chat import CHATML
-from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
 from llmkit.loop.run_tokenizer import tokenizer_of_weights
 from llmkit.prompts import text_prompt
 from llmkit.weights import open_weights
+from tests.data.tokens.tokenizers_for_tests import bytes_tokenizer
 from tests.hf.models import save
 from tests.program import make_project, train
 

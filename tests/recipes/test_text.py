@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
 from llmkit.errors import UserError
 from llmkit.recipes.text import source, tokenizer
+from tests.data.tokens.tokenizers_for_tests import bytes_tokenizer
 
 
 @pytest.fixture

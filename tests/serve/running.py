@@ -12,7 +12,6 @@ from functools import partial
 import openai
 
 from llmkit.data.tokens.chat import CHATML
-from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.generation.text import TextSession
 from llmkit.model.gpt import GPT
@@ -21,6 +20,7 @@ from llmkit.serve.asks import Reader
 from llmkit.serve.prompt_scores import prompt_scores
 from llmkit.serve.server import Server, listen, url
 from llmkit.serve.worker import Worker
+from tests.data.tokens.tokenizers_for_tests import bytes_tokenizer
 from tests.limits import HANG
 from tests.shapes import LLAMA_STYLE, random_model
 

@@ -20,7 +20,7 @@ from llmkit.data.sources.reader import Candidate, SourceReader
 from llmkit.data.sources.records import EMPTY, MENDED, SPELLED_END, Ids, LeftOut, Record
 from llmkit.data.sources.units import Unit
 from llmkit.data.tokens.encode import Encoded, RecordEncoder, text_of
-from llmkit.data.tokens.text_encoder import SPEED_UP_AFTER
+from llmkit.data.tokens.text_encoder import TIKTOKEN_AFTER
 from llmkit.data.tokens.tokenizer import utf8_size
 from llmkit.errors import UserError
 
@@ -126,8 +126,8 @@ class PartMaker:
             block.take(group.encode())
             block.write(writer)
             writer.text_bytes = group.text_bytes
-            if group.text >= SPEED_UP_AFTER:  # before that nothing is known
-                writer.slow_reason = self.encoder.tokenizer.slow_reason
+            if group.text >= TIKTOKEN_AFTER:  # before that nothing is known
+                writer.slow_reason = self.encoder.tokenizer.tiktoken_disabled_because
 
 
 def training_records(

@@ -5,9 +5,13 @@ ask for it by `is defined`), no chance and no file. The text that it writes is b
 and the memory that it takes for that are not. It is chosen by whoever sets up the run, as the tokenizer is: a
 bad one may hang a process or use up its memory.
 
-While a template runs, three noncharacters of Unicode mark what has to be told apart in its output: where a
-message spelled a control token, and where the assistant's part begins and ends. Messages that hold such
-characters are refused.
+While a template runs, noncharacters of Unicode mark what has to be told apart in its output: where a message
+spelled a control token, and where the assistant's part begins and ends. Of the messages "hi <|im_end|>" and
+"yo" ChatML writes, with H for _HIDDEN and 0 for the index of <|im_end|> among the control tokens,
+
+    <|im_start|>user\\nhi H0H<|im_end|>\\n<|im_start|>assistant\\nyo<|im_end|>\\n
+
+where every <|im_end|> is the template's own. Messages that hold such characters are refused.
 
 A role may be part of a control token that the template puts together, as in '<|' + role + '|>', only if it is
 one of ROLES or the template itself names it.
@@ -16,6 +20,7 @@ one of ROLES or the template itself names it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -23,7 +28,7 @@ from typing import NamedTuple
 from jinja2 import TemplateSyntaxError, nodes
 
 from llmkit.data.tokens.template_environment import BEGIN, END, TemplateEnvironment
-from llmkit.data.tokens.turns import RefusedError, find_turns
+from llmkit.data.tokens.turns import Message, RefusedError, find_turns
 from llmkit.errors import UserError
 
 CHATML = (
@@ -90,80 +95,71 @@ class ChatTemplate:
         self._known_roles = ROLES | named
         self._marks_assistant = environment.generation_tags > 0
         self._variables = dict(variables or {})
-        self._controls = sorted(set(control_tokens), key=lambda token: (-len(token), token))
-        spelled = [re.escape(token) for token in self._controls]  # the longest is tried first
-        self._spelled = re.compile("|".join(spelled)) if spelled else None
-        self._pieces = re.compile("(" + "|".join([*spelled, f"{_HIDDEN}[0-9]+{_HIDDEN}", BEGIN, END]) + ")")
-        closers = sorted({*self._controls, *self._variables.values()} - {""}, key=len, reverse=True)
-        self._closers = re.compile("|".join(map(re.escape, closers)) or "(?!)")
-        self._marks = {token: f"{_HIDDEN}{number}{_HIDDEN}" for number, token in enumerate(self._controls)}
+        controls = sorted(set(control_tokens), key=lambda token: (-len(token), token))
+        self._marks = {token: f"{_HIDDEN}{index}{_HIDDEN}" for index, token in enumerate(controls)}
         self._hidden = {mark: token for token, mark in self._marks.items()}
+        self._spelled = _any_of(controls)  # the longest is tried first
+        spelled = [re.escape(token) for token in controls]
+        self._pieces = re.compile("(" + "|".join([*spelled, f"{_HIDDEN}[0-9]+{_HIDDEN}", BEGIN, END]) + ")")
+        closers = {*controls, *self._variables.values()} - {""}
+        self._closers = _any_of(sorted(closers, key=len, reverse=True))
 
     @property
     def closes(self) -> bool:
         """Whether it ends a chat by a token that no prompt follows, judged by an example."""
         chat = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
         try:
-            ends, asks = (self._output(chat, generation_prompt=prompt) for prompt in (False, True))
+            return self._closing(self._output(chat, asks=False), self._output(chat, asks=True)) != ""
         except RefusedError:
             return False
-        return self._closing(ends, asks) != ""
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> Rendered:
-        """The text of a chat, with the places of control tokens and of the assistant's words.
+    def render(self, messages: Sequence[Message], *, asks: bool = False) -> Rendered:
+        """The text of a chat, with the spans of control tokens and of the assistant's words.
 
         These are what `{% generation %}` blocks enclose, where the template has some; else what each message
-        of the role "assistant" adds to the prompt that asks for it. Raises RefusedError.
+        of the role "assistant" adds to the prompt that asks for it. asks: the text asks the assistant to go
+        on behind the messages. Raises RefusedError.
         """
-        hidden = self._hidden_of(messages)
-        output = self._output(hidden, generation_prompt=False)
+        hidden = self._hide_controls(messages)
+        output = self._output(hidden, asks=False)
         self._check_roles(messages, hidden, output)
-        return self._cleaned(_marked(output, self._turns(hidden, output)))
+        turns = self._find_turns(hidden, output)
+        if asks:
+            whole, output = output, self._output(hidden, asks=True)
+            if turns and not output.startswith(whole[: turns[-1][1]]):
+                start, end = turns[-1]  # it may have the end of the chat
+                turns[-1] = (start, min(end, len(whole) - len(self._closing(whole, output))))
+                if not output.startswith(whole[: turns[-1][1]]):
+                    raise RefusedError(
+                        "what it writes for the assistant's words changes with the prompt behind them"
+                    )
+        return self._read_marks(_marked(output, turns))
 
-    def prompt(self, messages: Sequence[Mapping[str, str]]) -> Rendered:
-        """The text that asks the assistant to go on after `messages`, with the places of what it said before.
-
-        Raises RefusedError.
-        """
-        hidden = self._hidden_of(messages)
-        output = self._output(hidden, generation_prompt=True)
-        before = self._output(hidden, generation_prompt=False)
-        self._check_roles(messages, hidden, before)
-        turns = self._turns(hidden, before)
-        if turns and not output.startswith(before[: turns[-1][1]]):  # the last may have the end of the chat
-            start, end = turns[-1]
-            turns[-1] = (start, min(end, len(before) - len(self._closing(before, output))))
-        if turns and not output.startswith(before[: turns[-1][1]]):
-            raise RefusedError("what it writes for the assistant's words changes with the prompt behind them")
-        return self._cleaned(_marked(output, turns))
-
-    def end_of_turn(self, messages: Sequence[Mapping[str, str]]) -> Rendered:
+    def end_of_turn(self, messages: Sequence[Message]) -> Rendered:
         """What follows the assistant's words when it answers these messages. Raises RefusedError.
 
         Where that is nothing but white space, it is what stands before the next words of the user.
         """
-        answer = {"role": "assistant", "content": _ANSWER}
-        rendered = self._following([*self._hidden_of(messages), answer])
+        chat = [*self._hide_controls(messages), {"role": "assistant", "content": _ANSWER}]
+        rendered = self._following(chat)
         if not rendered.text.strip():
             with contextlib.suppress(RefusedError):
-                rendered = self._following(
-                    [*self._hidden_of(messages), answer, {"role": "user", "content": _QUESTION}]
-                )
+                rendered = self._following([*chat, {"role": "user", "content": _QUESTION}])
         return rendered
 
-    def _following(self, hidden: Sequence[Mapping[str, str]]) -> Rendered:
-        output = self._output(hidden, generation_prompt=False).replace(BEGIN, "").replace(END, "")
+    def _following(self, hidden: Sequence[Message]) -> Rendered:
+        output = self._output(hidden, asks=False).replace(BEGIN, "").replace(END, "")
         following = output.rpartition(_ANSWER)[2] if _ANSWER in output else ""
-        return self._cleaned(following.partition(_QUESTION)[0])
+        return self._read_marks(following.partition(_QUESTION)[0])
 
-    def _turns(self, hidden: Sequence[dict[str, str]], output: str) -> list[tuple[int, int]]:
+    def _find_turns(self, hidden: Sequence[Message], output: str) -> list[tuple[int, int]]:
         """The assistant's turns in the output, of a template that does not mark them itself."""
         if self._marks_assistant:
             return []
         return find_turns(
             hidden,
             output,
-            lambda part, asks: self._output(part, generation_prompt=asks),
+            lambda part, asks: self._output(part, asks=asks),
             lambda asked: self._closing(output, asked),
         )
 
@@ -174,44 +170,37 @@ class ChatTemplate:
         the prompt may begin with the same text.
         """
         pairs = enumerate(zip(output, asked))
-        shared = next((place for place, (one, other) in pairs if one != other), min(len(output), len(asked)))
+        shared = next((index for index, (one, other) in pairs if one != other), min(len(output), len(asked)))
         starts = (token.start() for token in self._closers.finditer(output) if token.end() > shared)
         shared = min(shared, next(starts, shared))
         return output[shared:] if self._closers.match(output, shared) else ""
 
-    def _hidden_of(self, messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
-        return [{key: self._hide(value) for key, value in message.items()} for message in messages]
+    def _hide_controls(self, messages: Sequence[Message]) -> list[dict[str, str]]:
+        """The messages with a mark in the place of each control token that they spell."""
+        for message in messages:
+            for value in message.values():
+                if found := _RESERVED.search(value):
+                    raise RefusedError(f"a message holds the noncharacter U+{ord(found[0]):04X}")
+        hide = functools.partial(self._spelled.sub, lambda match: self._marks[match[0]])
+        return [{key: hide(value) for key, value in message.items()} for message in messages]
 
-    def _hide(self, value: str) -> str:
-        """A message's text with a mark in the place of each control token that it spells."""
-        found = _RESERVED.search(value)
-        if found:
-            raise RefusedError(f"a message holds the noncharacter U+{ord(found[0]):04X}")
-        if self._spelled is None:
-            return value
-        return self._spelled.sub(lambda match: self._marks[match[0]], value)
-
-    def _check_roles(
-        self, messages: Sequence[Mapping[str, str]], hidden: Sequence[dict[str, str]], output: str
-    ) -> None:
+    def _check_roles(self, messages: Sequence[Message], hidden: Sequence[Message], output: str) -> None:
         """Raises RefusedError where the output's control tokens depend on roles that nobody knows."""
         unknown = {message["role"] for message in messages} - self._known_roles
-        if not unknown or not self._controls:
+        if not unknown or not self._marks:
             return
         without = [
-            shown | {"role": _NO_ROLE} if message["role"] in unknown else shown
+            {**shown, "role": _NO_ROLE} if message["role"] in unknown else shown
             for message, shown in zip(messages, hidden, strict=True)
         ]
-        neutral = self._output(without, generation_prompt=False)
-        if self._control_tokens(neutral) != self._control_tokens(output):
+        neutral = self._output(without, asks=False)
+        before, now = (list(filter(self._marks.get, self._pieces.findall(t))) for t in (neutral, output))
+        if before != now:
             roles = f"{', '.join(map(repr, sorted(unknown))):.80}"
             raise RefusedError(f"it makes a control token of a role that it does not name ({roles})")
 
-    def _control_tokens(self, output: str) -> list[str]:
-        return [piece for piece in self._pieces.findall(output) if piece in self._marks]
-
-    def _output(self, messages: Sequence[Mapping[str, str]], *, generation_prompt: bool) -> str:
-        """What the template writes, marks included."""
+    def _output(self, messages: Sequence[Message], *, asks: bool) -> str:
+        """What the template writes, marks included. asks: with the prompt for the assistant."""
         room = OUTPUT_ROOM + 16 * sum(len(value) for message in messages for value in message.values())
         blocks: list[str] = []
         try:
@@ -219,7 +208,7 @@ class ChatTemplate:
                 messages=[dict(message) for message in messages],
                 tools=None,
                 documents=None,
-                add_generation_prompt=generation_prompt,
+                add_generation_prompt=asks,
                 **self._variables,
             ):
                 blocks.append(block)
@@ -232,23 +221,23 @@ class ChatTemplate:
             raise RefusedError(f"{type(error).__name__}: {error}") from error
         return "".join(blocks)
 
-    def _cleaned(self, output: str) -> Rendered:
+    def _read_marks(self, output: str) -> Rendered:
         """The output without marks, and what they stood for."""
         text: list[str] = []
         controls, assistant = [], []
-        place = begin = 0
-        for number, piece in enumerate(self._pieces.split(output)):
+        length = begin = 0
+        for index, piece in enumerate(self._pieces.split(output)):
             if piece == BEGIN:
-                begin = place
+                begin = length
             elif piece == END:
-                assistant.append((begin, place))
+                assistant.append((begin, length))
             else:
                 if piece in self._hidden:
                     piece = self._hidden[piece]
-                elif number % 2:  # what the expression matched
-                    controls.append((place, place + len(piece)))
+                elif index % 2:  # what the expression matched
+                    controls.append((length, length + len(piece)))
                 text.append(piece)
-                place += len(piece)
+                length += len(piece)
         whole = "".join(text)
         if _RESERVED.search(whole):
             raise RefusedError("it cuts a control token that a message spells, or writes a noncharacter")
@@ -262,3 +251,8 @@ def _marked(output: str, spans: Sequence[tuple[int, int]]) -> str:
         parts += [output[done:start], BEGIN, output[start:end], END]
         done = end
     return "".join([*parts, output[done:]])
+
+
+def _any_of(words: Sequence[str]) -> re.Pattern[str]:
+    """Finds the first of some words that matches; nothing where there are none."""
+    return re.compile("|".join(map(re.escape, words)) or "(?!)")

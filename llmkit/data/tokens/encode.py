@@ -1,4 +1,14 @@
-"""Records to token ids and loss targets."""
+"""Records to token ids and loss targets.
+
+The chat of a user who says "hi" and an assistant who says "yo", in ChatML by a tokenizer that has its two
+control tokens, with S for <|im_start|> and E for <|im_end|>:
+
+    text     S user \\n hi E \\n S assistant \\n yo E \\n
+    targets  0 0    0  0  0 0  0 0         0  1  1 1
+
+and the end-of-text that follows is a target, too. What asks for the answer has the same ids as when a model
+is asked: no token stands for characters on both sides of its end.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +21,7 @@ from xxhash import xxh64_hexdigest
 
 from llmkit.data.sources.records import EMPTY, Chat, Ids, LeftOut, Pair, Preference, Record, Text
 from llmkit.data.tokens.chat import CHATML, ChatTemplate, Rendered
-from llmkit.data.tokens.marked import Span
-from llmkit.data.tokens.pairs import join_pair
+from llmkit.data.tokens.control_tokens import Span
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.data.tokens.turns import RefusedError
 
@@ -20,6 +29,7 @@ REFUSED = "refused by the chat template"
 NO_TARGETS = "without words to learn"
 UNKNOWN_IDS = "with token ids outside the vocabulary"
 NO_ASSISTANT = "without a message of the role assistant"
+PAIR_TOO_LONG = "longer than data.sequence_length"
 """Reasons to leave a record out; counters of what was read use them as keys."""
 
 OTHER_NAMES = ("gpt", "model", "bot", "chatbot", "chatgpt", "bing", "bard", "ai")
@@ -48,40 +58,31 @@ class Encoded(NamedTuple):
 
 
 class RecordEncoder:
-    """Encodes records; cheap to send to another process.
+    """Encodes records; cheap to send to another process. Chats by the tokenizer's template, else by ChatML.
 
     Where records are stored, an end-of-text stands before and after each: those that a record has itself at
     both ends are taken away.
 
-    chat_template: Jinja template of chats; default: the tokenizer's, else ChatML. pair_length: tokens of each
-    sequence of a pair; only for preferences.
+    pair_length: tokens of each sequence of a pair; only for preferences.
     """
 
-    def __init__(
-        self, tokenizer: Tokenizer, chat_template: str | None = None, pair_length: int | None = None
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, pair_length: int | None = None) -> None:
         self.tokenizer, self.pair_length = tokenizer, pair_length
-        self.chat_template = chat_template or tokenizer.chat_template or CHATML
+        self.chat_template = tokenizer.chat_template or CHATML
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return RecordEncoder, (self.tokenizer, self.chat_template, self.pair_length)
+        return RecordEncoder, (self.tokenizer, self.pair_length)
 
     def key_of(self, record: str) -> str:
         """Hash of what decides the ids and targets of records; record: their kind in a source's settings."""
         if record == "text" and not self.tokenizer.control_tokens_in_text:
             return self.tokenizer.hash
-        if record == "preference":
-            parts = [
-                f"version {VERSION}",
-                self.tokenizer.hash,
-                self.template_key,
-                f"pairs {self.pair_length}",
-            ]
-            return xxh64_hexdigest("\0".join(parts).encode())
-        template = self.template_key if record == "chat" else ""
+        template = self.template_key if record in ("chat", "preference") else ""
         if record == "chat" and self._template.closes:  # before, their chats of several turns were left out
             template += "\0closed"
         parts = [f"version {VERSION}", self.tokenizer.hash, template]
+        if record == "preference":
+            parts.append(f"pairs {self.pair_length}")
         return xxh64_hexdigest("\0".join(parts).encode())
 
     @property
@@ -101,13 +102,13 @@ class RecordEncoder:
         for record in records:
             match record:
                 case Text(text):
-                    found.append(self._whole(next(ids), self.tokenizer.text_bytes(text)))
+                    found.append(self._finish(next(ids), None, self.tokenizer.text_bytes(text)))
                 case Chat(messages, context):
                     found.append(self._chat(messages, context))
                 case Pair(prompt, completion):
                     text, size = prompt + completion, self.tokenizer.text_bytes(completion)
                     spans = [(len(prompt), len(text))]
-                    found.append(self._partly(text, spans, spans, [], size))
+                    found.append(self._finish(*self._encode_spans(Rendered(text, [], spans), spans), size))
                 case Preference():
                     found.append(self._preference(record))
                 case Ids(given, learned):
@@ -133,9 +134,7 @@ class RecordEncoder:
 
         Raises RefusedError where the chat template does not take the chat.
         """
-        rendered = self._template.prompt(messages)
-        cuts = _cuts(rendered.assistant, rendered.text)
-        return np.concatenate(self.tokenizer.encode_parts(rendered.text, cuts, rendered.controls))
+        return self._encode_spans(self._template.render(messages, asks=True), ())[0]
 
     def end_of_turn(self, messages: Sequence[dict[str, str]]) -> tuple[int | None, str]:
         """What ends the assistant's answer to `messages`: a control token, and a text that comes before it.
@@ -144,9 +143,8 @@ class RecordEncoder:
         Raises RefusedError where the chat template does not take the chat.
         """
         text, controls, _ = self._template.end_of_turn(messages)
-        controls = controls or (
-            self.tokenizer.spelled_controls(text) if self.tokenizer.control_tokens_in_text else []
-        )
+        if not controls and self.tokenizer.control_tokens_in_text:
+            controls = self.tokenizer.spelled_controls(text)
         if controls:
             start, end = controls[0]
             return self.tokenizer.control_tokens[text[start:end]], text[:start].strip()
@@ -161,15 +159,15 @@ class RecordEncoder:
 
     @cached_property
     def _template(self) -> ChatTemplate:
-        # Where text may spell control tokens, none has to be told apart.
-        controls = () if self.tokenizer.control_tokens_in_text else self.tokenizer.control_tokens
+        controls = [] if self.tokenizer.control_tokens_in_text else self.tokenizer.control_tokens
         return ChatTemplate(self.chat_template, controls, self.tokenizer.named_tokens)
 
     def _chat(self, messages: Sequence[dict[str, str]], context: frozenset[int]) -> Encoded | LeftOut:
-        answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+        """context: indices of messages of the assistant that are not to be learned."""
+        answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
         if not answers:
             return _no_assistant(messages)
-        if not any(messages[number]["content"].strip() for number in answers if number not in context):
+        if not any(messages[index]["content"].strip() for index in answers if index not in context):
             return LeftOut(NO_TARGETS, "no message of the assistant that is to be learned has any text")
         try:
             rendered = self._without_end(self._template.render(messages))
@@ -178,23 +176,42 @@ class RecordEncoder:
         text, controls, spans = rendered
         learned = spans
         if len(spans) == len(answers):
-            kept = [(span, number) for span, number in zip(spans, answers) if number not in context]
-            learned = [span for span, _ in kept]
-            size = sum(self.tokenizer.text_bytes(messages[number]["content"]) for _, number in kept)
+            learned = [span for span, index in zip(spans, answers) if index not in context]
+            said = [messages[index]["content"] for index in answers if index not in context]
+            size = sum(map(self.tokenizer.text_bytes, said))
         elif context:
             detail = f"it marks {len(spans)} parts of {len(answers)} messages of the assistant"
             return LeftOut(REFUSED, f"the chat template hides which message is not to be learned: {detail}")
         else:
             size = sum(self.tokenizer.text_bytes(text[start:end]) for start, end in spans)
             size -= sum(len(text[a:b].encode()) for a, b in controls if any(s <= a < e for s, e in spans))
-        return self._partly(text, spans, learned, controls, size)
+        return self._finish(*self._encode_spans(rendered, learned), size)
 
     def _preference(self, record: Preference) -> Encoded | LeftOut:
-        assert self.pair_length is not None, "an encoder of pairs needs their length"
+        """A pair as a document of 2 L - 1 tokens at a sequence length of L, so that a row of 2 L + 1 tokens
+        is a pair. With "." for end-of-text, L = 4 and the answers "ab" and "x", that row is `.ab..x...`:
+        tokens 0 to L are inputs and labels of the chosen sequence, tokens L to 2 L those of the rejected
+        one.
+
+        LeftOut where a sequence does not fit: an answer without its end is another answer.
+        """
+        length = self.pair_length
+        assert length is not None, "an encoder of pairs needs their length"
         chosen, rejected = self.encode(record)
         if isinstance(chosen, LeftOut) or isinstance(rejected, LeftOut):
             return chosen if isinstance(chosen, LeftOut) else rejected
-        return join_pair(chosen, rejected, self.pair_length, self.tokenizer.end_of_text_id)
+        longest = 1 + max(chosen.tokens.size, rejected.tokens.size)
+        if longest > length:
+            detail = f"the prompt with an answer takes {longest} tokens, more than {length}"
+            return LeftOut(PAIR_TOO_LONG, detail)
+        tokens = np.full(2 * length, self.tokenizer.end_of_text_id, dtype=np.int32)
+        targets = np.zeros(2 * length, dtype=bool)
+        for start, half in ((0, chosen), (length, rejected)):
+            end = start + half.tokens.size
+            tokens[start:end] = half.tokens
+            targets[start:end] = True if half.targets is None else half.targets
+            targets[end] = half.end_is_target
+        return Encoded(tokens[:-1], targets[:-1], chosen.text_bytes + rejected.text_bytes, bool(targets[-1]))
 
     def _without_end(self, rendered: Rendered) -> Rendered:
         """The chat without white space behind an end-of-text, which ends it where it is stored."""
@@ -205,38 +222,17 @@ class RecordEncoder:
         spans = [(start, min(end, len(text))) for start, end in rendered.assistant if start < len(text)]
         return Rendered(text, rendered.controls, spans)
 
-    def _partly(
-        self, text: str, spans: list[Span], learned: list[Span], controls: list[Span], text_bytes: int
-    ) -> Encoded | LeftOut:
-        """A text of which some spans are learned. spans: what a model says by itself, these among them."""
-        cuts = _cuts(spans, text)
-        parts = self.tokenizer.encode_parts(text, cuts, controls)
+    def _encode_spans(self, rendered: Rendered, learned: Sequence[Span]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of a text, (count,) int32, and which of them are learned, (count,) bool.
+
+        No token stands for characters on both sides of where the assistant's words begin or end. learned:
+        some of these spans.
+        """
+        cuts = sorted({bound for span in rendered.assistant for bound in span} - {0, len(rendered.text)})
+        parts = self.tokenizer.encode_parts(rendered.text, cuts, rendered.controls)
         starts = {start for start, end in learned if start < end}
-        sizes = [part.size for part in parts]
-        targets = np.repeat([start in starts for start in (0, *cuts)], sizes)
-        return self._whole(np.concatenate(parts), text_bytes, targets)
-
-    def _whole(
-        self, tokens: np.ndarray, text_bytes: int, targets: np.ndarray | None = None
-    ) -> Encoded | LeftOut:
-        document = self._document(tokens, targets, text_bytes)
-        if not document.tokens.size:
-            return LeftOut(EMPTY, "the text has no tokens")
-        if document.targets is not None and not (document.targets.any() or document.end_is_target):
-            return LeftOut(NO_TARGETS, "no token of the record is to be learned")
-        return document
-
-    def _document(self, tokens: np.ndarray, targets: np.ndarray | None, text_bytes: int) -> Encoded:
-        """Without end-of-text at both ends; the first one at the end may be a target."""
-        end_of_text, first, last = self.tokenizer.end_of_text_id, 0, tokens.size
-        while first < last and tokens[first] == end_of_text:
-            first += 1
-        while first < last and tokens[last - 1] == end_of_text:
-            last -= 1
-        if targets is None:
-            return Encoded(tokens[first:last], None, text_bytes)
-        end_is_target = bool(targets[min(last, targets.size - 1)])
-        return Encoded(tokens[first:last], targets[first:last], text_bytes, end_is_target)
+        targets = np.repeat([start in starts for start in (0, *cuts)], [part.size for part in parts])
+        return np.concatenate(parts), targets
 
     def _ids(self, given: np.ndarray, learned: np.ndarray | None) -> Encoded | LeftOut:
         wrong = given[(given < 0) | (given >= self.tokenizer.vocab_size)]
@@ -248,12 +244,23 @@ class RecordEncoder:
             )
         tokens = given.astype(np.int32)
         size = self.tokenizer.count_bytes(tokens if learned is None else tokens[learned])
-        return self._whole(tokens, size, learned)
+        return self._finish(tokens, learned, size)
 
-
-def _cuts(spans: Sequence[Span], text: str) -> list[int]:
-    """The characters at which the spans, which are in order, begin and end."""
-    return sorted({place for span in spans for place in span} - {0, len(text)})
+    def _finish(self, tokens: np.ndarray, targets: np.ndarray | None, text_bytes: int) -> Encoded | LeftOut:
+        """Without end-of-text at both ends; the first one at the end may be a target."""
+        end_of_text, first, last = self.tokenizer.end_of_text_id, 0, tokens.size
+        while first < last and tokens[first] == end_of_text:
+            first += 1
+        while first < last and tokens[last - 1] == end_of_text:
+            last -= 1
+        if first == last:
+            return LeftOut(EMPTY, "the text has no tokens")
+        if targets is None:
+            return Encoded(tokens[first:last], None, text_bytes)
+        end_is_target = bool(targets[min(last, targets.size - 1)])
+        if not (end_is_target or targets[first:last].any()):
+            return LeftOut(NO_TARGETS, "no token of the record is to be learned")
+        return Encoded(tokens[first:last], targets[first:last], text_bytes, end_is_target)
 
 
 def _no_assistant(messages: Sequence[dict[str, str]]) -> LeftOut:

@@ -1,10 +1,4 @@
-"""Texts on which two encoders, or two engines for regular expressions, are likely to differ."""
-
-from __future__ import annotations
-
-import random
-import unicodedata
-from collections.abc import Iterator
+"""Texts on which two encoders are likely to differ."""
 
 HARD_TEXTS = (
     "",
@@ -24,30 +18,3 @@ HARD_TEXTS = (
     "<|endoftext|> <|im_start|>user\n<|im_end|></s><s>[INST] <unk><pad> <|start_header_id|>",
     "a" * 3000 + " " * 3000 + "x" + "\n" * 3000 + "!" * 3000 + "7" * 3000 + "\u65e5" * 3000 + " \n" * 3000,
 )
-
-CONTEXT = "aA1 !\n'\u0301"
-"""A letter of each case, a digit, white space, a sign, the apostrophe of contractions, an accent."""
-
-
-def pattern_texts() -> Iterator[str]:
-    """Characters on both sides of every border between categories, among others; then random strings."""
-    text: list[str] = []
-    before = ""
-    for number in (*range(0xD800), *range(0xE000, 0x33000), *range(0xE0000, 0xE0200)):
-        char = chr(number)
-        category = unicodedata.category(char)
-        # Every 61st of a long range too: it may be cut elsewhere in another version of Unicode.
-        if category != before or number % 61 == 0:
-            both = category != before and number not in (0, 0xE000)
-            for c in (chr(number - 1), char) if both else (char,):
-                text.append(f"a{c}a1{c}1 {c} !{c}!\n{c}\n{c}{c}a'{c}e A{c}A\u0301{c}\u0301")
-        before = category
-        if len(text) >= 256:
-            yield "".join(text)
-            text = []
-    yield "".join(text)
-    alphabet = CONTEXT + "sStTrRevVmMlLdD\t\r\u00a0\u00e9\u0663\u65e5\u01c5\U0001f600"
-    choose = random.Random(0).choices
-    for length in (3, 30, 300):
-        for _ in range(100):
-            yield "".join(choose(alphabet, k=length))

@@ -8,40 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
-from tokenizers import Tokenizer as Encoder
+from tokenizers import Tokenizer as HFTokenizer
 
 from llmkit.config import schema
-from llmkit.data.tokens.byte_level import byte_symbols
 from llmkit.data.tokens.chat import ChatTemplate
+from llmkit.data.tokens.fast_bpe import PATTERNS
 from llmkit.data.tokens.tokenizer import Tokenizer, named_tokens
-from llmkit.data.tokens.tokenizer_json import with_special
+from llmkit.data.tokens.tokenizer_json import byte_symbols, with_special
 from llmkit.errors import UserError
 from llmkit.stopping import in_thread
-
-PIECES = (
-    r"[^\r\n\p{L}\p{N}]?\p{L}+"
-    r"|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+(?:[\r\n]+[ \t]*)?"
-    r"|\s*[\r\n]+[ \t]*"
-    r"|\s+(?!\S)"
-    r"|\s+"
-)
-"""Merges stay inside these pieces: a word with the sign before it, up to three digits, signs, white space.
-
-As in OpenAI's cl100k_base (GPT-4), but a line's end, also after signs, takes the next line's indentation
-along, so that ":\\n        " can be one token. With 4096 tokens on Python's library a token then holds 3.82
-held-out bytes; 3.58 with the rules of cl100k_base, 3.55 with those of GPT-2.
-"""
-
-PATTERNS = {
-    "llmkit": PIECES,
-    "gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    "llama3": (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    ),
-}
-"""`data.tokenizer.pattern` -> what matches the pieces; the others are those of the published tokenizers."""
 
 BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json")
 """Files with settings beside a tokenizer.json."""
@@ -99,48 +74,41 @@ def _content(spec: schema.Tokenizer, texts: Iterable[str]) -> tuple[str, dict[st
     return with_special(fetched, _special_names(config), origin), config, origin
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int, end_of_text: str) -> Tokenizer:
+def _trained(texts: Iterable[str], vocab_size: int, end_of_text: str, pattern: str) -> str:
     """Byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) trained on `texts`, the same every time.
 
     The vocabulary holds end-of-text (id 0), all 256 bytes and then merges, most frequent first. A small
-    corpus may yield fewer than `vocab_size` tokens.
+    corpus may yield fewer than `vocab_size` tokens: of "ab" 258, the last of which is "ab".
     """
-    return Tokenizer(_trained(texts, vocab_size, end_of_text), end_of_text, "the trained tokenizer")
-
-
-def bytes_tokenizer(end_of_text: str) -> Tokenizer:
-    """A token a byte, with the byte as its id, and end-of-text as 256."""
-    return Tokenizer(_bytes(end_of_text), end_of_text, "the bytes tokenizer")
-
-
-def _trained(texts: Iterable[str], vocab_size: int, end_of_text: str, pattern: str = PIECES) -> str:
-    encoder = _byte_level(models.BPE(), pattern)
+    library = _byte_level(models.BPE(), pattern)
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[AddedToken(end_of_text, special=True, normalized=False)],
         initial_alphabet=byte_symbols(),
         show_progress=False,
     )
-    in_thread(lambda: encoder.train_from_iterator(texts, trainer))  # it may take minutes
-    return encoder.to_str()
+    in_thread(lambda: library.train_from_iterator(texts, trainer))  # it may take minutes
+    return library.to_str()
 
 
 def _bytes(end_of_text: str) -> str:
-    encoder = _byte_level(models.BPE({symbol: byte for byte, symbol in enumerate(byte_symbols())}, []))
-    encoder.add_special_tokens([AddedToken(end_of_text, special=True, normalized=False)])
-    return encoder.to_str()
+    """A token a byte, with the byte as its id, and end-of-text as 256."""
+    vocabulary = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
+    library = _byte_level(models.BPE(vocabulary, []), PATTERNS["llmkit"])
+    library.add_special_tokens([AddedToken(end_of_text, special=True, normalized=False)])
+    return library.to_str()
 
 
-def _byte_level(model: models.Model, pattern: str = PIECES) -> Encoder:
-    encoder = Encoder(model)
-    encoder.pre_tokenizer = pre_tokenizers.Sequence(
+def _byte_level(model: models.Model, pattern: str) -> HFTokenizer:
+    library = HFTokenizer(model)
+    library.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    encoder.decoder = decoders.ByteLevel()
-    return encoder
+    library.decoder = decoders.ByteLevel()
+    return library
 
 
 def _read(path: str | Path, setting: str) -> str:

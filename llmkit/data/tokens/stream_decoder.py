@@ -5,20 +5,20 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 
-from tokenizers import Tokenizer as Encoder
+from tokenizers import Tokenizer as HFTokenizer
 
 
 class StreamDecoder:
     """Gives out a character once all its bytes are there.
 
-    bytes_of_ids: bytes of each id of a byte-level vocabulary; None for others, which `encoder` decodes.
+    bytes_of_ids: bytes of each id of a byte-level vocabulary; None for others, which `library` decodes.
     before: ids of the text that is continued: some vocabularies put a space only before what goes on.
     """
 
     def __init__(
-        self, encoder: Encoder, bytes_of_ids: dict[int, bytes] | None, before: Sequence[int] = ()
+        self, library: HFTokenizer, bytes_of_ids: dict[int, bytes] | None, before: Sequence[int] = ()
     ) -> None:
-        self._encoder, self._bytes = encoder, bytes_of_ids
+        self._library, self._bytes = library, bytes_of_ids
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._given = list(before[-4:])  # the ids before the waiting ones: a piece's text may depend on them
         self._waiting: list[int] = []
@@ -40,5 +40,5 @@ class StreamDecoder:
         return self._utf8.decode(b"", final=True) if self._bytes is not None else self._new_text()
 
     def _new_text(self) -> str:
-        before = self._encoder.decode(self._given, skip_special_tokens=False)
-        return self._encoder.decode(self._given + self._waiting, skip_special_tokens=False)[len(before) :]
+        before = self._library.decode(self._given, skip_special_tokens=False)
+        return self._library.decode(self._given + self._waiting, skip_special_tokens=False)[len(before) :]

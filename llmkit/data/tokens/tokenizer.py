@@ -1,7 +1,11 @@
-"""Text to token ids and back.
+"""A tokenizer: text to token ids and back, its files, and what prompts begin with.
 
 Every kind of tokenizer is held as the content of a Hugging Face tokenizer.json, so that a run's tokenizer
-can be saved, exported and hashed in one way.
+can be saved, exported and hashed in one way. Of bytes, with the end-of-text "<end>":
+
+    tokenizer.encode("a<end>é")        [97, 60, 101, 110, 100, 62, 195, 169]: text spells no control token
+    tokenizer.end_of_text_id           256
+    tokenizer.decode([97, 195, 256])   "a\\ufffd<end>": half a character is U+FFFD
 """
 
 from __future__ import annotations
@@ -16,11 +20,17 @@ from typing import Any
 import numpy as np
 from xxhash import xxh64_hexdigest
 
-from llmkit.data.tokens.byte_level import byte_lengths, bytes_of_ids
-from llmkit.data.tokens.marked import Span, has_noncharacters
+from llmkit.data.tokens.control_tokens import Span, has_noncharacters
 from llmkit.data.tokens.stream_decoder import StreamDecoder
 from llmkit.data.tokens.text_encoder import TextEncoder
-from llmkit.data.tokens.tokenizer_json import added_around, canonical, opening_with, parse, unknown_token
+from llmkit.data.tokens.tokenizer_json import (
+    added_around,
+    bytes_of_ids,
+    canonical,
+    opening_with,
+    parse,
+    unknown_token,
+)
 from llmkit.errors import UserError
 from llmkit.files import read_json, sync_folder, write_atomic
 
@@ -30,8 +40,8 @@ NAMED_TOKENS = (
 """Keys of a tokenizer_config.json that chat templates may use."""
 
 
-class Tokenizer:
-    """Encodes text without ever reading a control token out of it, unless asked to.
+class Tokenizer(TextEncoder):
+    """Encodes text without ever reading a control token out of it, unless asked to, and decodes ids.
 
     content: a tokenizer.json. end_of_text: the token between documents, which must be in the vocabulary.
     origin: where the content came from, for messages. control_tokens_in_text: text that spells a special
@@ -40,10 +50,10 @@ class Tokenizer:
     ends: further tokens that end an answer; those that are not in the vocabulary are left out. opens_chats:
     the model saw chats as documents of llmkit, by whomever it was published.
 
-    vocab_size: largest id + 1; ids may have gaps. control_tokens: text and id of the special tokens. hash:
-    xxh64 of what decides the ids of a text (chat template and ends do not). opening_id: what a prompt begins
-    with: end_of_text, which begins documents in training; see `open_as_published`. opens_chats: whether chats
-    do, too. ends: the ids that end an answer, end_of_text among them.
+    vocab_size: largest id + 1; ids may have gaps. hash: xxh64 of what decides the ids of a text (chat
+    template and ends do not). opening_id: what a prompt begins with: end_of_text, which begins documents in
+    training; see `open_as_published`. opens_chats: whether chats do, too. ends: the ids that end an answer,
+    end_of_text among them.
     """
 
     def __init__(
@@ -58,43 +68,37 @@ class Tokenizer:
         ends: Iterable[str] = (),
         opens_chats: bool = False,
     ) -> None:
-        self.end_of_text, self.origin = end_of_text, origin
-        self.control_tokens_in_text = control_tokens_in_text
-        self.chat_template, named = chat_template, dict(named_tokens or {})
-        self._spec = parse(content, origin)
+        super().__init__(parse(content, origin), end_of_text, origin, control_tokens_in_text)
         described = canonical(self._spec) + end_of_text + "\0control" * control_tokens_in_text
         self.hash = xxh64_hexdigest(described.encode())
-        self._texts = TextEncoder(self._spec, end_of_text, origin, control_tokens_in_text)
-        self._encoder = self._texts.library
-        vocabulary: dict[str, int] = self._encoder.get_vocab(with_added_tokens=True)
-        added = self._texts.added
+        named, vocabulary = dict(named_tokens or {}), self.vocabulary
+        eos = named.get("eos_token")
         if end_of_text not in vocabulary:
-            contents = [token.content for token in added.values()]
-            eos = named.get("eos_token")
+            contents = [token.content for token in self._added.values()]
             raise UserError(
                 f"data.tokenizer.end_of_text: {origin} has no token {end_of_text!r}; "
                 + (f"its own end is {eos!r}, and " if eos in vocabulary else "")
                 + f"its added tokens are {', '.join(contents[:20]) or 'none'}"
             )
-        self.end_of_text_id, self._saw_documents = vocabulary[end_of_text], opens_chats
-        self.open_as_documents()
+        self.end_of_text_id = vocabulary[end_of_text]
         self.ends = frozenset({self.end_of_text_id, *(vocabulary[t] for t in ends if t in vocabulary)})
         self.vocab_size = max(vocabulary.values()) + 1
-        eos = named.get("eos_token")
+        self.chat_template = chat_template
         self.named_tokens = named | {"eos_token": eos if eos in vocabulary else end_of_text}
-        self.control_tokens = self._texts.control_tokens
+        self._saw_documents = opens_chats
+        self.open_as_documents()
         if not control_tokens_in_text:
-            self._refuse_spelled_control_tokens(vocabulary)
+            self._refuse_spelled_control_tokens()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuilt, (canonical(self._spec), self._config(), self.origin)
+        return Tokenizer.from_config, (canonical(self._spec), self._config(), self.origin)
 
     def open_as_published(self) -> Tokenizer:
         """Prompts begin with what the tokenizer.json puts before a text, such as bos, if it does: so they do
         where others have trained the model. If it puts none, chats begin as their template says, and texts
         with end_of_text. Returns itself. Raises UserError where what it puts is no token."""
         before, behind = added_around(self._spec, self.origin)
-        if foreign := [number for number in (*before, *behind) if number >= self.vocab_size]:
+        if foreign := [id for id in (*before, *behind) if id >= self.vocab_size]:
             raise UserError(
                 f"{self.origin}: its post_processor adds the id {foreign[0]}, which is no token of it"
             )
@@ -111,25 +115,13 @@ class Tokenizer:
         """Whether others have trained the model, by whose files prompts begin."""
         return self._published and not self._saw_documents
 
-    @property
-    def fast(self) -> bool:
-        """Whether the fast encoder is at work."""
-        return self._texts.fast is not None
-
-    @property
-    def slow_reason(self) -> str | None:
-        """Why the fast encoder is not at work; None where it is."""
-        return self._texts.slow_reason
-
-    def encode(self, text: str) -> np.ndarray:
-        """Ids of a text, (count,) int32; raises UserError for text that has no UTF-8 form."""
-        return self.encode_batch([text], threads=False)[0]
-
     def encode_with_controls(self, text: str) -> np.ndarray:
         """Ids of a text, (count,) int32, in which every special token that it spells is meant.
 
         Raises UserError for text that has no UTF-8 form, or noncharacters beside control tokens.
         """
+        if self.control_tokens_in_text:
+            return self.encode(text)
         controls = self.spelled_controls(text)
         if controls and has_noncharacters(text):
             raise UserError("the text holds noncharacters of Unicode (U+FDD0 to U+FDEF): take them out")
@@ -139,40 +131,10 @@ class Tokenizer:
         """Where a text spells special tokens."""
         return [match.span() for match in self._spelled_control.finditer(text)]
 
-    def encode_batch(self, texts: Sequence[str], threads: bool = True) -> list[np.ndarray]:
-        """Ids of several texts, (count,) int32 each; `threads` spreads them over the process's cores.
-
-        The ids depend on neither threads nor on which encoder is at work.
-        """
-        return self._texts.encode_batch(texts, threads)
-
-    def speed_up(self, texts: Sequence[str] = ()) -> None:
-        """Set up the fast encoder now: see `TextEncoder.speed_up`."""
-        self._texts.speed_up(texts)
-
-    def encode_parts(self, text: str, cuts: Sequence[int], controls: Sequence[Span] = ()) -> list[np.ndarray]:
-        """Ids of the parts of a text, (count,) int32 each: no token stands for characters of two parts.
-
-        So the ids of what precedes a cut do not depend on what follows it, as when a model goes on from it.
-        The ids of what follows are those of text that goes on: no space is put before it.
-
-        cuts: characters at which a part begins, ascending; not 0. controls: where the text's special tokens
-        are meant; what others it spells is text. Controls are in order, and none lies on a cut. A text with
-        controls must be free of the noncharacters U+FDD0 to U+FDEF, as chats are. Raises UserError for text
-        that has no UTF-8 form.
-        """
-        return self._texts.encode_parts(text, cuts, controls)
-
-    @property
-    def tokens(self) -> dict[str, int]:
-        """Every token of the vocabulary, as the tokenizer.json spells it, and its id."""
-        found: dict[str, int] = self._encoder.get_vocab(with_added_tokens=True)
-        return found
-
     @property
     def known_ids(self) -> np.ndarray:
         """The ids of the vocabulary, ascending, (count,) int64: there may be gaps between them."""
-        return np.array(sorted(self._encoder.get_vocab(with_added_tokens=True).values()), dtype=np.int64)
+        return np.array(sorted(self.vocabulary.values()), dtype=np.int64)
 
     @property
     def keeps_bytes(self) -> bool:
@@ -194,10 +156,9 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of some ids; bytes that are no UTF-8, and ids that mean nothing, become U+FFFD."""
-        known = [int(i) for i in ids]
-        if self._bytes is not None:
-            return b"".join(self._bytes.get(i, b"\xff") for i in known).decode("utf-8", errors="replace")
-        return self._encoder.decode(known, skip_special_tokens=False)
+        if self._bytes is None:
+            return self._library.decode([int(id) for id in ids], skip_special_tokens=False)
+        return b"".join(self._bytes.get(int(id), b"\xff") for id in ids).decode("utf-8", errors="replace")
 
     def bytes_of(self, token: int) -> bytes | None:
         """The bytes that an id stands for; None where they are not known: its text is no whole character."""
@@ -215,22 +176,19 @@ class Tokenizer:
 
     def stream(self, before: Sequence[int] = ()) -> StreamDecoder:
         """A decoder to push ids into one by one. before: those of the text that they continue."""
-        return StreamDecoder(self._encoder, self._bytes, before)
+        return StreamDecoder(self._library, self._bytes, before)
 
     def files(self) -> dict[str, bytes]:
         """Name and content of the files that hold this tokenizer; Hugging Face's transformers reads them."""
-        contents = {"tokenizer.json": self._spec, "tokenizer_config.json": self._config()}
-        return {name: json.dumps(content).encode() + b"\n" for name, content in contents.items()}
+        return _as_files(self._spec, self._config())
 
     def files_for_others(self) -> dict[str, bytes]:
         """The same for programs that know these files alone, with the ids that the model was trained on.
 
         Where the tokenizer.json puts tokens around a text, theirs puts before it what prompts begin with.
         """
-        contents = {"tokenizer.json": self._spec_for_others, "tokenizer_config.json": self._config()}
-        if not self._published:
-            contents["tokenizer_config.json"]["opens_chats"] = True
-        return {name: json.dumps(content).encode() + b"\n" for name, content in contents.items()}
+        opens_chats = {} if self._published else {"opens_chats": True}
+        return _as_files(self._spec_for_others, self._config() | opens_chats)
 
     @property
     def added_by_others(self) -> tuple[list[int], list[int]]:
@@ -281,7 +239,7 @@ class Tokenizer:
         if self.named_tokens["eos_token"] != self.end_of_text:
             config["end_of_text"] = self.end_of_text
         if more := self.ends - {self.end_of_text_id}:
-            config["answer_ends"] = [self._encoder.id_to_token(number) for number in sorted(more)]
+            config["answer_ends"] = [self._library.id_to_token(id) for id in sorted(more)]
         if self.chat_template is not None:
             config["chat_template"] = self.chat_template
         if self.control_tokens_in_text:
@@ -290,12 +248,12 @@ class Tokenizer:
             config["opens_chats"] = True
         return config
 
-    def _refuse_spelled_control_tokens(self, vocabulary: dict[str, int]) -> None:
+    def _refuse_spelled_control_tokens(self) -> None:
         """Raises UserError for a control token that the model itself makes of text."""
         unknown = unknown_token(self._spec["model"])
         contents = [token for token in {**self.control_tokens, self.end_of_text: 0} if token != unknown]
-        for token, ids in zip(contents, self._texts.encode_slowly(contents), strict=True):
-            if vocabulary[token] in ids:
+        for token, ids in zip(contents, self._encode_by_library(contents), strict=True):
+            if self.vocabulary[token] in ids:
                 raise UserError(
                     f"data.tokenizer.end_of_text: {self.origin} reads the text {token!r} as a control token, "
                     "so that a document could end others; choose a token that text cannot spell"
@@ -306,16 +264,20 @@ class Tokenizer:
 
     @cached_property
     def _bytes(self) -> dict[int, bytes] | None:
-        return bytes_of_ids(self._spec, self._encoder.get_vocab(with_added_tokens=True))
+        return bytes_of_ids(self._spec, self.vocabulary)
 
     @cached_property
     def _byte_lengths(self) -> np.ndarray:
+        """How many bytes each id stands for, (vocab_size,) int64; 0 where there is none."""
         assert self._bytes is not None
-        return byte_lengths(self._bytes, self.vocab_size)
+        lengths = np.zeros(self.vocab_size, dtype=np.int64)
+        lengths[list(self._bytes)] = [len(content) for content in self._bytes.values()]
+        return lengths
 
     @cached_property
     def _spelled_control(self) -> re.Pattern[str]:
-        return re.compile("|".join(map(re.escape, sorted(self.control_tokens, key=len, reverse=True))))
+        longest_first = sorted(self.control_tokens, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
 
 def named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
@@ -329,10 +291,11 @@ def named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _rebuilt(content: str, config: dict[str, Any], origin: str) -> Tokenizer:
-    return Tokenizer.from_config(content, config, origin)
-
-
 def utf8_size(text: str) -> int:
     """Bytes of a text in UTF-8."""
     return len(text) if text.isascii() else len(text.encode())
+
+
+def _as_files(spec: dict[str, Any], config: dict[str, Any]) -> dict[str, bytes]:
+    contents = {"tokenizer.json": spec, "tokenizer_config.json": config}
+    return {name: json.dumps(content).encode() + b"\n" for name, content in contents.items()}

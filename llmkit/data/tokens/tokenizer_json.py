@@ -6,8 +6,7 @@ import json
 from collections.abc import Collection
 from typing import Any
 
-from tokenizers import Tokenizer as Encoder
-from tokenizers import models
+from tokenizers import Tokenizer as HFTokenizer
 
 from llmkit.errors import UserError
 
@@ -30,13 +29,9 @@ def canonical(spec: dict[str, Any]) -> str:
 
 def plain(spec: dict[str, Any], end_of_text: str) -> dict[str, Any]:
     """The same tokenizer without what would drop, add or vary tokens of a training text."""
-    added = [
-        token | {"special": True} if token.get("content") == end_of_text else token
-        for token in spec.get("added_tokens") or []
-    ]
-    changes = {"truncation": None, "padding": None, "post_processor": None, "added_tokens": added}
     model = spec["model"] | ({"dropout": None} if spec["model"].get("dropout") else {})
-    return spec | changes | {"model": model}
+    changes = {"truncation": None, "padding": None, "post_processor": None, "model": model}
+    return spec | changes | {"added_tokens": _special(spec, {end_of_text})}
 
 
 def with_special(content: str, names: Collection[str], origin: str) -> str:
@@ -45,11 +40,12 @@ def with_special(content: str, names: Collection[str], origin: str) -> str:
     Raises UserError, naming `origin`, for what is no tokenizer.json.
     """
     spec = parse(content, origin)
-    added = [
-        token | {"special": True} if token.get("content") in names else token
-        for token in spec.get("added_tokens") or []
-    ]
-    return json.dumps(spec | {"added_tokens": added})
+    return json.dumps(spec | {"added_tokens": _special(spec, names)})
+
+
+def _special(spec: dict[str, Any], names: Collection[str]) -> list[dict[str, Any]]:
+    added = spec.get("added_tokens") or []
+    return [token | {"special": True} if token.get("content") in names else token for token in added]
 
 
 def continuing(spec: dict[str, Any]) -> dict[str, Any]:
@@ -84,7 +80,7 @@ def added_around(spec: dict[str, Any], origin: str) -> tuple[list[int], list[int
     model = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
     bare = {"version": "1.0", "model": model, "added_tokens": [], "post_processor": spec["post_processor"]}
     try:
-        found = Encoder.from_str(json.dumps(bare)).encode("a")
+        found = HFTokenizer.from_str(json.dumps(bare)).encode("a")
     except Exception as error:  # the library raises no narrower type
         raise UserError(f"{origin}: its post_processor is not valid ({error})") from error
     place = found.special_tokens_mask.index(0)
@@ -95,8 +91,9 @@ def opening_with(spec: dict[str, Any], token: str, number: int) -> dict[str, Any
     """The same tokenizer.json with a post-processor that puts this token before a text, and nothing else."""
     step = spec.get("post_processor") or {}
     steps = step["processors"] if step.get("type") == "Sequence" else [step]
-    first, a, b = {"SpecialToken": {"id": token, "type_id": 0}}, *(
-        {"Sequence": {"id": name, "type_id": 0}} for name in "AB"
+    first, a, b = (
+        {"SpecialToken": {"id": token, "type_id": 0}},
+        *({"Sequence": {"id": name, "type_id": 0}} for name in "AB"),
     )
     template = {
         "type": "TemplateProcessing",
@@ -117,12 +114,26 @@ def unknown_token(model: dict[str, Any]) -> str | None:
     return model.get("unk_token")
 
 
-def merges_of(model: dict[str, Any]) -> list[tuple[str, str]]:
-    """The merges of a BPE model in order; older files hold "left right", newer ones [left, right]."""
-    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges") or [])
-    return [(left, right) for left, right in pairs]
+def byte_symbols() -> list[str]:
+    """The character that stands for each byte in byte-level vocabularies (Radford et al. 2019, GPT-2)."""
+    shown = [*range(ord("!"), ord("~") + 1), *range(ord("\xa1"), ord("\xac") + 1), *range(ord("\xae"), 256)]
+    symbols = {byte: chr(byte) for byte in shown}
+    for byte in range(256):
+        symbols.setdefault(byte, chr(256 + len(symbols) - len(shown)))
+    return [symbols[byte] for byte in range(256)]
 
 
-def model_only(model: dict[str, Any]) -> models.Model:
-    """The model of a tokenizer.json by itself."""
-    return Encoder.from_str(json.dumps({"version": "1.0", "model": model, "added_tokens": []})).model
+def bytes_of_ids(spec: dict[str, Any], vocabulary: dict[str, int]) -> dict[int, bytes] | None:
+    """Bytes of each id of a byte-level vocabulary; None for other kinds, whose text depends on neighbours.
+
+    spec: a tokenizer.json. Ids that stand for no bytes are left out.
+    """
+    if (spec.get("decoder") or {}).get("type") != "ByteLevel":
+        return None
+    added = {token["content"] for token in spec.get("added_tokens") or []}
+    byte_of = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
+    return {
+        number: token.encode() if token in added else bytes(byte_of[symbol] for symbol in token)
+        for token, number in vocabulary.items()
+        if token in added or all(symbol in byte_of for symbol in token)
+    }

@@ -1,7 +1,13 @@
-"""Where the assistant's turns are in a rendered chat, for templates that do not mark them."""
+"""Where the assistant's turns are in a rendered chat, for templates that do not mark them.
+
+With a template that writes "U:" or "A:" before what is said and "." behind it, the messages "hi", "yo", "ok"
+and "go" become "U:hi.A:yo.U:ok.A:go.". The second is what "U:hi.A:yo.", of the first two, adds to "U:hi.A:",
+of the first with the prompt that asks for an answer: the span (7, 10), "yo.". The fourth is (17, 20).
+"""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 
 Message = Mapping[str, str]
@@ -47,26 +53,24 @@ def find_turns(
 
 def _find(messages: Sequence[Message], output: str, render: Render) -> list[tuple[int, int]]:
     """The same, for a template that writes nothing only because the chat ends."""
-    turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+    turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     if len(turns) > WINDOW:
-        try:
+        with contextlib.suppress(RefusedError):  # what it writes for a turn depends on all that precedes it
             return _by_windows(messages, turns, output, render)
-        except RefusedError:  # what the template writes for a turn depends on all that precedes it
-            pass
     return _by_prefixes(messages, turns, output, render, whole=True)
 
 
 def _by_prefixes(
     messages: Sequence[Message], turns: Sequence[int], output: str, render: Render, *, whole: bool
 ) -> list[tuple[int, int]]:
-    """The turns at these numbers. whole: `output` has no prompt at its end."""
+    """The turns at these indices. whole: `output` has no prompt at its end."""
     spans, done = [], 0
-    for number in turns:
-        ends = whole and number + 1 == len(messages)
-        answered = output if ends else render(messages[: number + 1], False)
-        start = _prompt_length(messages, number, answered, render)
+    for turn in turns:
+        ends = whole and turn + 1 == len(messages)
+        answered = output if ends else render(messages[: turn + 1], False)
+        start = _prompt_length(messages, turn, answered, render)
         if start < done or not output.startswith(answered):
-            raise _not_found(number)
+            raise _not_found(turn)
         done = len(answered)
         spans.append((start, done))
     return spans
@@ -89,8 +93,8 @@ def _by_windows(
         stop = len(messages) if last else turns[first + WINDOW]
         part = [*head, *messages[begin:stop]]
         text = render(part, not last)
-        numbers = [len(head) + number - begin for number in turns[first : first + WINDOW]]
-        found = _by_prefixes(part, numbers, text, render, whole=last)
+        shifted = [len(head) + turn - begin for turn in turns[first : first + WINDOW]]
+        found = _by_prefixes(part, shifted, text, render, whole=last)
         known = found[0][0] if first else 0
         if not output.startswith(text[known:], done):
             raise _not_found(begin)
@@ -101,25 +105,25 @@ def _by_windows(
     return spans
 
 
-def _prompt_length(messages: Sequence[Message], number: int, answered: str, render: Render) -> int:
-    """Characters of `answered`, which ends in message `number`, that come before the assistant's turn."""
-    if number > 0:
-        asked = render(messages[:number], True)
+def _prompt_length(messages: Sequence[Message], turn: int, answered: str, render: Render) -> int:
+    """Characters of `answered`, which ends in message `turn`, that come before the assistant's words."""
+    if turn > 0:
+        asked = render(messages[:turn], True)
         if answered.startswith(asked):
             return len(asked)
-        raise _not_found(number)
+        raise _not_found(turn)
     # Many templates need a first message: how they ask is then seen behind this one.
     asked = render(messages[:1], True)
     alone = render(messages[:1], False)
     prompt = asked[len(alone) :]
     if not asked.startswith(alone) or prompt not in answered:
-        raise _not_found(number)
+        raise _not_found(turn)
     return answered.index(prompt) + len(prompt)
 
 
-def _not_found(number: int) -> RefusedError:
+def _not_found(turn: int) -> RefusedError:
     return RefusedError(
-        f"what it writes for message {number + 1} does not begin with its prompt for it, or changes with "
+        f"what it writes for message {turn + 1} does not begin with its prompt for it, or changes with "
         "later messages, so that the assistant's words cannot be told apart; mark them in the template by "
         "{% generation %} and {% endgeneration %}"
     )

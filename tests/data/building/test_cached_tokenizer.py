@@ -11,9 +11,9 @@ from llmkit.config import schema
 from llmkit.data.building import cached_tokenizer as module
 from llmkit.data.building.cached_tokenizer import cached_tokenizer
 from llmkit.data.building.probe import open_sources
-from llmkit.data.tokens.make_tokenizer import train_bpe
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import RunFault, UserError
+from tests.data.tokens.tokenizers_for_tests import train_bpe
 
 Words = Callable[[str, int], Path]
 

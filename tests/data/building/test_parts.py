@@ -27,7 +27,7 @@ class Letters:
     """A token a character; refuses what has a #. learned: bytes of text that a character is counted as."""
 
     learned = 1
-    tokenizer = SimpleNamespace(slow_reason="it is slow")
+    tokenizer = SimpleNamespace(tiktoken_disabled_because="it is slow")
 
     def encode(self, records: Sequence[Record], threads: bool = False) -> list[Encoded | LeftOut]:
         return [self._encode(record.text) for record in records if isinstance(record, Text)]
@@ -110,7 +110,7 @@ def test_why_the_fast_tokenizer_is_not_at_work_is_kept_once_it_is_known(
 ) -> None:
     one = maker(tmp_path, ["a", "b"])
     assert made(one)[0].slow_reason is None
-    monkeypatch.setattr(parts, "SPEED_UP_AFTER", 2)
+    monkeypatch.setattr(parts, "TIKTOKEN_AFTER", 2)
     assert made(one)[0].slow_reason == "it is slow"
 
 

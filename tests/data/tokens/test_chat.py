@@ -12,11 +12,16 @@ import pytest
 from llmkit.data.sources.records import Chat, LeftOut
 from llmkit.data.tokens.chat import CHATML, ChatTemplate
 from llmkit.data.tokens.encode import REFUSED, Encoded, RecordEncoder
-from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.data.tokens.turns import RefusedError
 from llmkit.errors import UserError
-from tests.data.tokens.tokenizers_for_tests import byte_level, sentencepiece, tokenizer, word_pieces
+from tests.data.tokens.tokenizers_for_tests import (
+    byte_level,
+    bytes_tokenizer,
+    sentencepiece,
+    tokenizer,
+    word_pieces,
+)
 
 LLAMA2 = (
     "{% if messages[0]['role'] == 'system' %}{% set rest = messages[1:] %}"
@@ -94,8 +99,8 @@ BY_SPEED = pytest.mark.parametrize("sped_up", [True, False], ids=["fast", "slow"
 def encoder(kind: str, template: str, sped_up: bool = True) -> RecordEncoder:
     made = tokenizer(ENCODERS[kind], chat_template=TEMPLATES[template])
     if sped_up:
-        made.speed_up()
-        assert made.fast == (kind == "bytes")
+        made.enable_tiktoken()
+        assert (made.tiktoken_disabled_because is None) == (kind == "bytes")
     return RecordEncoder(made)
 
 
@@ -214,7 +219,9 @@ def test_both_encoders_learn_the_same(template: str) -> None:
 
 def test_no_token_is_partly_the_assistants() -> None:
     made = RecordEncoder(
-        tokenizer(ENCODERS["bytes"]), "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+        tokenizer(
+            ENCODERS["bytes"], chat_template="{% for m in messages %}{{ m['content'] }}{% endfor %}"
+        )
     )
     assert made.tokenizer.encode(" it").size == 1
     encoded = encode(made, {"role": "user", "content": "x i"}, {"role": "assistant", "content": "t 1"})
@@ -302,7 +309,7 @@ def test_half_a_mark_is_refused(template: str) -> None:
 
 def test_where_text_may_hold_control_tokens_messages_may_too() -> None:
     made = tokenizer(ENCODERS["bytes"], control_tokens_in_text=True, chat_template=CHATML)
-    made.speed_up()
+    made.enable_tiktoken()
     messages = [{"role": "user", "content": "a</s>b"}, {"role": "assistant", "content": "c"}]
     expected = theirs("bytes", "chatml").apply_chat_template(messages, tokenize=True, return_dict=False)
     encoded = encode(RecordEncoder(made), *messages)
@@ -327,7 +334,8 @@ def test_without_tokens_of_its_own_chatml_is_text() -> None:
 
 
 def left_out(template: str, *messages: dict[str, str]) -> LeftOut:
-    [found] = RecordEncoder(tokenizer(ENCODERS["bytes"]), template).encode([Chat(messages or MESSAGES)])
+    made = RecordEncoder(tokenizer(ENCODERS["bytes"], chat_template=template))
+    [found] = made.encode([Chat(messages or MESSAGES)])
     assert isinstance(found, LeftOut), found
     return found
 

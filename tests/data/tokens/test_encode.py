@@ -14,16 +14,23 @@ from xxhash import xxh64_hexdigest
 from llmkit.data.sources.records import EMPTY, Chat, Ids, LeftOut, Pair, Record, Text
 from llmkit.data.tokens.chat import CHATML
 from llmkit.data.tokens.encode import NO_TARGETS, REFUSED, VERSION, Encoded, RecordEncoder, text_of
-from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
 from llmkit.data.tokens.tokenizer import Tokenizer
-from tests.data.tokens.tokenizers_for_tests import END, byte_level, sentencepiece, tokenizer, word_pieces
+from tests.data.tokens.tokenizers_for_tests import (
+    END,
+    byte_level,
+    bytes_tokenizer,
+    sentencepiece,
+    tokenizer,
+    with_template,
+    word_pieces,
+)
 
 BYTES = RecordEncoder(bytes_tokenizer("<end>"))
 SPED_UP = tokenizer(byte_level())
-SPED_UP.speed_up()
+SPED_UP.enable_tiktoken()
 FAST = RecordEncoder(SPED_UP)
 SLOW = RecordEncoder(tokenizer(byte_level()))
-SLOW.tokenizer._texts.encoded = 1 << 60
+SLOW.tokenizer._encoded = 1 << 60
 PIECES = RecordEncoder(tokenizer(sentencepiece()))
 WORDS = RecordEncoder(tokenizer(word_pieces()))
 EACH = pytest.mark.parametrize(
@@ -90,7 +97,7 @@ def test_white_space_is_learned_too_where_the_file_would_leave_it_out_of_the_pla
     trimming = byte_level()
     trimming.post_processor = processors.ByteLevel(trim_offsets=True)
     made = tokenizer(trimming)
-    made._texts.encoded = 1 << 60
+    made._encoded = 1 << 60
     for encoder in (RecordEncoder(made), FAST):
         encoded = one(encoder, Pair("the", " \n "))
         assert encoder.tokenizer.decode(encoded.tokens[encoded.targets]) == " \n "
@@ -102,8 +109,9 @@ def test_a_completion_that_leaves_no_token_is_left_out() -> None:
     )
 
 
-def test_a_text_that_leaves_no_token_is_left_out() -> None:
-    assert WORDS.encode([Text(" \n")])[0].reason == EMPTY  # type: ignore[union-attr]
+def test_a_record_that_leaves_no_token_is_left_out() -> None:
+    for record in (Text(" \n"), Pair(" ", "\n"), Pair("", "")):
+        assert WORDS.encode([record]) == [LeftOut(EMPTY, "the text has no tokens")]
 
 
 @EACH
@@ -114,7 +122,7 @@ def test_no_noncharacter_makes_a_control_token_of_text(encoder: RecordEncoder, c
     for record in (Text(text), Pair("", text), Pair(text[:5], text[5:]), Pair(text, "x")):
         tokens = one(encoder, record).tokens.tolist()
         if isinstance(record, Text):
-            assert tokens == made._encoder.encode(text, add_special_tokens=False).ids
+            assert tokens == made._library.encode(text, add_special_tokens=False).ids
         assert not {*made.control_tokens.values()} - {made.control_tokens.get("<unk>")} & {*tokens}
     [chat] = encoder.encode(
         [Chat(({"role": "user", "content": "a"}, {"role": "assistant", "content": text}))]
@@ -144,8 +152,8 @@ def test_tokens_that_take_white_space_along_are_learned_only_where_they_are_the_
 ) -> None:
     encoder = with_controls("<|user|>", "<|assistant|>", "<|end|>", **flags)
     if sped_up:
-        encoder.tokenizer.speed_up()
-        assert encoder.tokenizer.fast
+        encoder.tokenizer.enable_tiktoken()
+        assert encoder.tokenizer.tiktoken_disabled_because is None
     words = f"{space}the fox{space}"
     chat = Chat(({"role": "user", "content": words}, {"role": "assistant", "content": words}))
     encoded = one(encoder, chat)
@@ -164,7 +172,7 @@ def test_tokens_that_take_white_space_along_are_learned_only_where_they_are_the_
         assert encoded.targets is not None
         assert not encoded.targets[: header + 1].any()
         assert encoded.targets[header + 1 :].all()
-    both = one(RecordEncoder(reading, encoder.chat_template), chat)
+    both = one(RecordEncoder(with_template(reading, encoder.chat_template)), chat)
     assert both.tokens.tolist() == encoded.tokens.tolist()
     assert np.array_equal(both.targets, encoded.targets)  # type: ignore[arg-type]
 
@@ -172,8 +180,8 @@ def test_tokens_that_take_white_space_along_are_learned_only_where_they_are_the_
 def test_a_pair_needs_no_known_bytes() -> None:
     spec = json.loads(SPED_UP.files()["tokenizer.json"]) | {"decoder": None}
     undecoded = Tokenizer(json.dumps(spec), END)
-    undecoded.speed_up()
-    assert undecoded.fast
+    undecoded.enable_tiktoken()
+    assert undecoded.tiktoken_disabled_because is None
     for record in (Pair("x i", "t caf\u00e9"), CHAT):
         got, expected = one(RecordEncoder(undecoded), record), one(FAST, record)
         assert got.tokens.tolist() == expected.tokens.tolist()
@@ -244,7 +252,7 @@ def test_the_key_tells_encoders_apart() -> None:
     encoders = [RecordEncoder(tokenizer(byte_level(), **options)) for options in made]
     assert len({encoder.key_of("chat") for encoder in [*encoders, BYTES]}) == 5
     assert encoders[0].key_of("chat") == FAST.key_of("chat")
-    assert RecordEncoder(SPED_UP, "a").key_of("chat") == encoders[1].key_of("chat")
+    assert RecordEncoder(with_template(SPED_UP, "a")).key_of("chat") == encoders[1].key_of("chat")
     for kind in ("text", "ids", "prompt_completion"):  # these have no template
         assert len({encoder.key_of(kind) for encoder in [*encoders, BYTES]}) == 3
     assert FAST.key_of("text") == SPED_UP.hash
@@ -256,20 +264,21 @@ def test_the_key_of_a_template_that_closes_the_chat_is_not_that_of_when_its_chat
         return xxh64_hexdigest("\0".join(parts).encode())
 
     closed = CHATML.replace("{% endif %}", "{% else %}{{ eos_token }}{% endif %}")
-    one = RecordEncoder(tokenizer(byte_level(), named_tokens={"eos_token": "</s>"}), closed)
+    one = RecordEncoder(
+        tokenizer(byte_level(), named_tokens={"eos_token": "</s>"}, chat_template=closed)
+    )
     assert one.key_of("chat") != old_key(one)
     assert FAST.key_of("chat") == old_key(FAST)
 
 
-def test_the_template_given_comes_before_the_tokenizers_and_that_before_chatml() -> None:
+def test_chats_take_the_tokenizers_template_else_chatml() -> None:
     own = tokenizer(byte_level(), chat_template="own")
-    assert RecordEncoder(own, "given").chat_template == "given"
     assert RecordEncoder(own).chat_template == "own"
     assert FAST.chat_template == CHATML
 
 
 def test_a_refused_chat_says_why() -> None:
-    refusing = RecordEncoder(SPED_UP, "{{ raise_exception('no system here') }}")
+    refusing = RecordEncoder(with_template(SPED_UP, "{{ raise_exception('no system here') }}"))
     reason = "the chat template refuses the chat: TemplateError: no system here"
     assert refusing.encode([CHAT]) == [LeftOut(REFUSED, reason)]
 

@@ -8,7 +8,7 @@ import pytest
 from llmkit.data.sources.records import Chat, Ids, LeftOut, Pair, Text
 from llmkit.data.tokens.encode import NO_TARGETS, RecordEncoder
 from tests.data.tokens.test_encode import BYTES, EACH, FAST, SPED_UP, one
-from tests.data.tokens.tokenizers_for_tests import END, byte_level, tokenizer
+from tests.data.tokens.tokenizers_for_tests import END, byte_level, tokenizer, with_template
 
 
 def test_ids_that_are_not_learned_are_context() -> None:
@@ -33,14 +33,14 @@ ENDING = "{% for m in messages %}{{ bos_token }}{{ m['content'] }}{{ eos_token }
 
 def test_a_record_has_no_end_of_text_at_its_ends_as_one_stands_there_already() -> None:
     reading = tokenizer(byte_level(), control_tokens_in_text=True, named_tokens={"bos_token": END})
-    reads = RecordEncoder(reading, ENDING)
+    reads = RecordEncoder(with_template(reading, ENDING))
     end, a = reading.end_of_text_id, int(reading.encode("a")[0])
     for text in ("a", f"a{END}", f"{END}a", f"{END}{END}a{END}{END}"):
         assert (one(reads, Text(text)).tokens.tolist(), one(reads, Text(text)).text_bytes) == ([a], 1)
         pair = one(reads, Pair(text, text))
         assert end not in (pair.tokens[0], pair.tokens[-1])
         assert pair.text_bytes == 1
-    separate = RecordEncoder(tokenizer(byte_level(), named_tokens={"bos_token": END}), ENDING)
+    separate = RecordEncoder(tokenizer(byte_level(), named_tokens={"bos_token": END}, chat_template=ENDING))
     chat = Chat(({"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}))
     for encoder in (reads, separate):
         encoded = one(encoder, chat)
@@ -50,15 +50,19 @@ def test_a_record_has_no_end_of_text_at_its_ends_as_one_stands_there_already() -
 
 
 def test_it_is_known_whether_a_template_ends_documents_between_turns() -> None:
-    assert RecordEncoder(SPED_UP, ENDING).splits_chats
+    def splits(template: str) -> bool:
+        return RecordEncoder(with_template(SPED_UP, template)).splits_chats
+
+    assert splits(ENDING)
     assert not FAST.splits_chats
-    assert not RecordEncoder(SPED_UP, ENDING.replace("eos_token", "eos_token if loop.last")).splits_chats
-    assert not RecordEncoder(SPED_UP, "{{ raise_exception('never') }}").splits_chats
+    assert not splits(ENDING.replace("eos_token", "eos_token if loop.last"))
+    assert not splits("{{ raise_exception('never') }}")
 
 
 def test_an_end_that_the_template_does_not_mark_is_not_learned() -> None:
     marked = "{% for m in messages %}{% generation %}{{ m['content'] }}{% endgeneration %}</s>\n{% endfor %}"
-    encoded = one(RecordEncoder(SPED_UP, marked), Chat(({"role": "assistant", "content": "a"},)))
+    chat = Chat(({"role": "assistant", "content": "a"},))
+    encoded = one(RecordEncoder(with_template(SPED_UP, marked)), chat)
     assert (encoded.tokens.size, encoded.end_is_target) == (1, False)
 
 
@@ -94,11 +98,11 @@ def test_masks_need_a_template_that_marks_each_message() -> None:
         "{% for m in messages %}{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}"
         "{% endgeneration %}{% endif %}{% endfor %}"
     )
-    encoded = one(RecordEncoder(SPED_UP, marked), Chat(TALK, frozenset({1})))
+    encoded = one(RecordEncoder(with_template(SPED_UP, marked)), Chat(TALK, frozenset({1})))
     assert SPED_UP.decode(encoded.tokens[encoded.targets]) == "right"
     last = marked.replace("'assistant'", "'assistant' and loop.last")
-    assert one(RecordEncoder(SPED_UP, last), Chat(TALK)).text_bytes == 5
-    [found] = RecordEncoder(SPED_UP, last).encode([Chat(TALK, frozenset({1}))])
+    assert one(RecordEncoder(with_template(SPED_UP, last)), Chat(TALK)).text_bytes == 5
+    [found] = RecordEncoder(with_template(SPED_UP, last)).encode([Chat(TALK, frozenset({1}))])
     assert isinstance(found, LeftOut)
     assert "it marks 1 parts of 2 messages" in found.detail
 

@@ -12,9 +12,11 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 
 from llmkit.config import schema
-from llmkit.data.tokens.make_tokenizer import PATTERNS, make_tokenizer, train_bpe
+from llmkit.data.tokens.fast_bpe import PATTERNS
+from llmkit.data.tokens.make_tokenizer import make_tokenizer
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
+from tests.data.tokens.tokenizers_for_tests import train_bpe
 
 END = "<|endoftext|>"
 CODE = [

@@ -20,9 +20,9 @@ from llmkit.data.loader import TrainLoader
 from llmkit.data.prepared import Prepared
 from llmkit.data.sources.records import LeftOut, Pair, Preference
 from llmkit.data.tokens.encode import Encoded, RecordEncoder
-from llmkit.data.tokens.make_tokenizer import bytes_tokenizer
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
+from tests.data.tokens.tokenizers_for_tests import bytes_tokenizer, with_template
 
 LENGTH, END = 24, 256
 COUNT = 45
@@ -170,6 +170,8 @@ def test_the_last_token_of_a_full_sequence_is_learned_as_the_end() -> None:
 def test_other_lengths_and_templates_are_other_tokens(tmp_path: Path) -> None:
     made = bytes_tokenizer("<end>")
     keys = {
-        RecordEncoder(made, template, pair_length=n).key_of("preference") for template in "ab" for n in (8, 9)
+        RecordEncoder(with_template(made, template), pair_length=n).key_of("preference")
+        for template in "ab"
+        for n in (8, 9)
     }
     assert len(keys) == 4

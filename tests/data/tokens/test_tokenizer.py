@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Encoder
 
-from llmkit.data.tokens.make_tokenizer import bytes_tokenizer, train_bpe
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
+from tests.data.tokens.tokenizers_for_tests import bytes_tokenizer, train_bpe
 
 END = "<|endoftext|>"
 CORPUS = [
@@ -129,6 +129,15 @@ def test_every_special_token_is_plain_text_unless_it_is_asked_for() -> None:
 def test_bytes_can_be_asked_for_end_of_text_too() -> None:
     asked = Tokenizer(BYTES.files()["tokenizer.json"].decode(), END, control_tokens_in_text=True)
     assert asked.encode(f"a{END}b").tolist() == [97, 256, 98]
+
+
+@BOTH
+def test_control_tokens_are_asked_for_alike_where_they_are_tokens_anyway(tokenizer: Tokenizer) -> None:
+    content = tokenizer.files()["tokenizer.json"].decode()
+    always = Tokenizer(content, END, control_tokens_in_text=True)
+    text = f"a{END} b"
+    assert always.encode_with_controls(text).tolist() == always.encode(text).tolist()
+    assert always.encode(text).tolist() == tokenizer.encode_with_controls(text).tolist()
 
 
 def test_a_control_token_that_the_model_makes_of_text_is_refused() -> None:

@@ -90,7 +90,7 @@ def test_an_end_that_only_a_whole_chat_has_is_learned_once_with_the_last_answer(
 
 def test_a_prompt_behind_an_answer_takes_the_place_of_the_end_of_the_chat() -> None:
     for chat in (talk("user", "assistant", "user"), talk("user", "assistant", "user", "assistant")):
-        asked = made_of(CLOSED).prompt(chat)
+        asked = made_of(CLOSED).render(chat, asks=True)
         assert asked.text.endswith("<|end|>\n<|assistant|>\n")
         answers = [asked.text[slice(*span)] for span in asked.assistant]
         assert answers == [f"{m['content']}<|end|>\n" for m in chat if m["role"] == "assistant"]
@@ -122,7 +122,7 @@ def test_the_work_grows_with_the_number_of_turns_and_not_with_its_square(templat
     def render(messages: Sequence[Message], asks: bool) -> str:
         nonlocal rendered
         rendered += len(messages)
-        return made._output(messages, generation_prompt=asks)
+        return made._output(messages, asks=asks)
 
     work = []
     for chat in (LONG, [*LONG, *LONG[2:], *LONG[2:], *LONG[2:]]):
@@ -154,7 +154,7 @@ def test_a_prompt_that_the_answer_does_not_follow_cannot_be_masked(chat: list[di
 
 def test_what_asks_for_an_answer_has_the_turns_before_it() -> None:
     chat = ChatTemplate(CHATML, ["<|im_start|>", "<|im_end|>"])
-    asked = chat.prompt(talk("user", "assistant", "user"))
+    asked = chat.render(talk("user", "assistant", "user"), asks=True)
     assert asked.text.endswith("<|im_start|>user\nu2<|im_end|>\n<|im_start|>assistant\n")
     assert [asked.text[slice(*span)] for span in asked.assistant] == ["a1<|im_end|>\n"]
     assert len(asked.controls) == 7

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterable
 from typing import Any
 
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Encoder
 
-from llmkit.data.tokens.byte_level import byte_symbols
-from llmkit.data.tokens.make_tokenizer import PIECES
+from llmkit.config import schema
+from llmkit.data.tokens.fast_bpe import PATTERNS
+from llmkit.data.tokens.make_tokenizer import make_tokenizer
 from llmkit.data.tokens.tokenizer import Tokenizer
+from llmkit.data.tokens.tokenizer_json import byte_symbols
 
 END = "</s>"
 SPECIAL = [
@@ -24,13 +27,19 @@ CORPUS = [
     "na\u00efve caf\u00e9 \u65e5\u672c\u8a9e \U0001f600 \U0001f600\n" * 2,
     "     indented\t\ttabs\r\n\r\n!!! ??? ... aaaa aaa aa bbb 0000 000 00\n",
 ] * 5
-GPT4 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+"
-)
 
 
-def byte_level(pattern: str | None = PIECES, size: int = 420) -> Encoder:
+def train_bpe(texts: Iterable[str], vocab_size: int, end_of_text: str) -> Tokenizer:
+    """Byte-level BPE trained on `texts`."""
+    return make_tokenizer(schema.Tokenizer(vocab_size=vocab_size, end_of_text=end_of_text), texts)
+
+
+def bytes_tokenizer(end_of_text: str) -> Tokenizer:
+    """A token a byte, with the byte as its id, and end-of-text as 256."""
+    return make_tokenizer(schema.Tokenizer(type="bytes", end_of_text=end_of_text), ())
+
+
+def byte_level(pattern: str | None = PATTERNS["llmkit"], size: int = 420) -> Encoder:
     """Byte-level BPE; without a pattern GPT-2's is used. Its ids are in no order."""
     encoder = Encoder(models.BPE())
     bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None)
@@ -90,8 +99,15 @@ def changed(encoder: Encoder, **changes: Any) -> Tokenizer:
     return Tokenizer(json.dumps(json.loads(encoder.to_str()) | changes), END)
 
 
+def with_template(tokenizer: Tokenizer, template: str) -> Tokenizer:
+    """The same tokenizer with another chat template; tiktoken stays at work."""
+    other = Tokenizer.__new__(Tokenizer)
+    vars(other).update(vars(tokenizer) | {"chat_template": template})
+    return other
+
+
 def slow(tokenizer: Tokenizer) -> Tokenizer:
-    """The same tokenizer, kept from its fast encoder."""
+    """The same tokenizer, kept from tiktoken."""
     other = Tokenizer(tokenizer.files()["tokenizer.json"].decode(), tokenizer.end_of_text)
-    other._texts.encoded = 1 << 60
+    other._encoded = 1 << 60
     return other

@@ -14,41 +14,41 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, normalizers, pre_tokenizers
+from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Encoder
 
-from llmkit.data.tokens import fast
-from llmkit.data.tokens.byte_level import byte_symbols
+from llmkit.data.tokens import fast_bpe
+from llmkit.data.tokens.fast_bpe import PATTERNS
 from llmkit.data.tokens.hard_texts import HARD_TEXTS
-from llmkit.data.tokens.make_tokenizer import PATTERNS, PIECES, bytes_tokenizer
-from llmkit.data.tokens.text_encoder import SPEED_UP_AFTER
+from llmkit.data.tokens.text_encoder import TIKTOKEN_AFTER
 from llmkit.data.tokens.tokenizer import Tokenizer
+from llmkit.data.tokens.tokenizer_json import byte_symbols
 from llmkit.errors import UserError
 from tests.data.tokens.tokenizers_for_tests import (
     CORPUS,
     END,
-    GPT4,
     byte_level,
+    bytes_tokenizer,
     changed,
     sentencepiece,
     slow,
     tokenizer,
 )  # fmt: skip
 
-OWN = byte_level(PIECES)
+OWN = byte_level()
 
 
 def sped_up(encoder: Encoder | Tokenizer, **options: Any) -> Tokenizer:
     """A tokenizer whose fast encoder is at work."""
     made = encoder if isinstance(encoder, Tokenizer) else tokenizer(encoder, **options)
-    made.speed_up(CORPUS)
-    assert made.fast, made.slow_reason
+    made.enable_tiktoken(CORPUS)
+    assert made.tiktoken_disabled_because is None
     return made
 
 
-KINDS = [sped_up(byte_level(pattern)) for pattern in (PIECES, PATTERNS["llama3"], GPT4, None)]
-KINDS.append(sped_up(changed(byte_level(GPT4), normalizer={"type": "NFC"})))
-BY_KIND = pytest.mark.parametrize("quick", KINDS, ids=["own", "llama3", "gpt4", "gpt2", "composing"])
+KINDS = [sped_up(byte_level(pattern)) for pattern in (*PATTERNS.values(), None)]
+KINDS.append(sped_up(changed(byte_level(PATTERNS["qwen2"]), normalizer={"type": "NFC"})))
+BY_KIND = pytest.mark.parametrize("quick", KINDS, ids=[*PATTERNS, "byte level", "composing"])
 HARD = st.text(
     st.sampled_from(list(" \n\t\r'aAsStlLdeE0123!./_-\u0301\u00e9\u65e5\u00a0\x85\x00\U0001f600")),
     max_size=60,
@@ -59,7 +59,7 @@ HARD = st.text(
 @given(text=st.text() | HARD)
 @settings(deadline=None)
 def test_ids_are_the_librarys(quick: Tokenizer, text: str) -> None:
-    expected = quick._encoder.encode(text, add_special_tokens=False).ids
+    expected = quick._library.encode(text, add_special_tokens=False).ids
     assert quick.encode(text).tolist() == expected
     assert quick.encode(text).dtype == np.int32
 
@@ -85,26 +85,21 @@ def test_a_text_without_a_break_has_the_same_ids(run: str) -> None:
 
 
 def test_what_the_fast_encoder_gives_up_on_is_left_to_the_other() -> None:
-    assert KINDS[0]._texts.fast is not None
-    assert KINDS[0]._texts.fast.encode(["a", " " * 1_000_000, "b c"])[1] is None
-
-
-def test_characters_that_the_pattern_does_not_match_are_not_lost() -> None:
-    quick = sped_up(byte_level(r"\p{L}+|\p{N}"))
-    assert quick.encode("ab, 12 -> c!").tolist() == slow(quick).encode("ab, 12 -> c!").tolist()
+    assert KINDS[0]._fast is not None
+    assert KINDS[0]._fast.encode(["a", " " * 1_000_000, "b c"])[1] is None
 
 
 def test_the_words_for_control_tokens_are_text_and_may_be_asked_to_be_tokens() -> None:
     text = f"a{END}b<|im_start|>"
     assert not {0, 3} & set(KINDS[0].encode(text).tolist())
-    parsing = sped_up(byte_level(PIECES), control_tokens_in_text=True)
+    parsing = sped_up(byte_level(), control_tokens_in_text=True)
     ids = parsing.encode(text).tolist()
     assert (ids.count(0), ids.count(3)) == (1, 1)
-    assert ids == parsing._encoder.encode(text).ids
+    assert ids == parsing._library.encode(text).ids
 
 
 def test_added_tokens_that_are_no_control_tokens_are_ordinary_ones() -> None:
-    encoder = byte_level(PIECES)
+    encoder = byte_level()
     encoder.add_tokens([AddedToken("<tool>", special=False), AddedToken("  ", special=False)])
     quick, text = sped_up(encoder), "a <tool> b  c" * 3
     assert quick.encode(text).tolist() == encoder.encode(text).ids
@@ -126,13 +121,12 @@ def test_it_sets_itself_up_after_some_text_and_changes_no_id() -> None:
     made = tokenizer(OWN)
     text = "".join(CORPUS)
     before = made.encode(text).tolist()
-    assert not made.fast
-    assert made.slow_reason == "not tried yet"
-    while made._texts.encoded < SPEED_UP_AFTER:
-        assert not made.fast
+    assert made.tiktoken_disabled_because is not None
+    assert made.tiktoken_disabled_because == "not tried yet"
+    while made._encoded < TIKTOKEN_AFTER:
+        assert made.tiktoken_disabled_because is not None
         made.encode_batch([text] * 20)
-    assert made.fast
-    assert made.slow_reason is None
+    assert made.tiktoken_disabled_because is None
     assert made.encode(text).tolist() == before
 
 
@@ -172,8 +166,8 @@ def test_whole_pieces_that_are_tokens_are_taken_as_such_where_the_model_says_so(
     assert quick.encode("zqjxzqjx zqjx").tolist() == slow(quick).encode("zqjxzqjx zqjx").tolist()
     content["model"]["vocab"]["zq"] = number + 1  # what tiktoken would merge also inside a piece
     made = tokenizer(Encoder.from_str(json.dumps(content)))
-    made.speed_up()
-    assert made.slow_reason == "it never merges the parts of its token 'zq'"
+    made.enable_tiktoken()
+    assert made.tiktoken_disabled_because == "it never merges the parts of its token 'zq'"
 
 
 def test_merges_may_be_written_as_strings() -> None:
@@ -200,44 +194,53 @@ DIGITS = {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_d
     ids=["normalizer", "prefix space", "no pre-tokenizer", "digits", "sentencepiece"],
 )
 def test_other_kinds_stay_with_the_other_encoder(made: Tokenizer, reason: str) -> None:
-    made.speed_up(CORPUS)
-    assert not made.fast
-    assert reason in (made.slow_reason or "")
+    made.enable_tiktoken(CORPUS)
+    assert made.tiktoken_disabled_because is not None
+    assert reason in (made.tiktoken_disabled_because or "")
 
 
-def test_a_pattern_that_the_engines_read_otherwise_is_found_out() -> None:
-    made = tokenizer(byte_level(r"^a.+|\s+|[^\s]"))  # ^: where a line begins, or only the text
-    made.speed_up()
-    assert made.slow_reason == "tiktoken's regular expressions cut its pattern's pieces otherwise"
+def test_an_unknown_pattern_stays_with_the_library() -> None:
+    made = tokenizer(byte_level(PATTERNS["llama3"].replace("{1,3}", "{1,2}")))
+    made.enable_tiktoken(CORPUS)
+    assert made.tiktoken_disabled_because == (
+        "its text is cut by another regular expression than those of llmkit, gpt2, llama3, qwen2, qwen3.5, "
+        "o200k, tekken"
+    )
+    assert made.encode("1234 it").tolist() == made._library.encode("1234 it").ids
 
 
-def test_a_text_with_other_ids_is_found_out() -> None:
-    quick = fast.build_fast_encoder(json.loads(OWN.to_str()))
-    wrong = [np.array([1], dtype=np.int32)]
-    with pytest.raises(fast.NotFastError, match="other ids for 'some text'"):
-        quick.check(["some text"], lambda texts: wrong)
+def test_the_example_of_the_module() -> None:
+    symbols = byte_symbols()
+    vocabulary = {symbol: byte for byte, symbol in enumerate(symbols)} | {"it": 256, "t'": 257, "12": 258}
+    encoder = Encoder(models.BPE(vocabulary, [("i", "t"), ("t", "'"), ("1", "2")]))
+    encoder.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    encoder.add_special_tokens([AddedToken(END, special=True)])
+    made = sped_up(encoder)
+    assert made.encode("it's 12").tolist() == [256, 39, 115, 32, 258] == slow(made).encode("it's 12").tolist()
 
 
 def test_a_wrong_id_keeps_the_fast_encoder_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = fast.build_fast_encoder(json.loads(OWN.to_str()))
+    right = fast_bpe.build_tiktoken(json.loads(OWN.to_str()))
     monkeypatch.setattr(right, "_ids", np.roll(right._ids, 1))
-    monkeypatch.setattr("llmkit.data.tokens.text_encoder.build_fast_encoder", lambda spec: right)
+    monkeypatch.setattr("llmkit.data.tokens.text_encoder.build_tiktoken", lambda spec: right)
     made = tokenizer(OWN)
-    made.speed_up()
-    assert not made.fast
-    assert "gives other ids" in (made.slow_reason or "")
+    made.enable_tiktoken()
+    assert made.tiktoken_disabled_because is not None
+    assert "gives other ids" in (made.tiktoken_disabled_because or "")
 
 
 def test_bytes_are_fast_from_the_start() -> None:
-    assert bytes_tokenizer(END).fast
+    assert bytes_tokenizer(END).tiktoken_disabled_because is None
 
 
 def test_neither_torch_nor_the_network_are_touched() -> None:
     program = (
         "import sys, llmkit.data.tokens.encode\n"
-        "from llmkit.data.tokens.make_tokenizer import train_bpe\n"
+        "from llmkit.config import schema\n"
+        "from llmkit.data.tokens.make_tokenizer import make_tokenizer\n"
         "print([m for m in ('torch', 'transformers', 'tiktoken', 'huggingface_hub') if m in sys.modules])\n"
-        "made = train_bpe(['some text'] * 9, 270, '<end>'); made.speed_up(); assert made.fast\n"
+        "made = make_tokenizer(schema.Tokenizer(vocab_size=270), ['some text'] * 9); made.enable_tiktoken()\n"
+        "assert made.tiktoken_disabled_because is None\n"
         "print([m for m in ('torch', 'requests', 'tiktoken_ext.openai_public') if m in sys.modules])\n"
     )
     environment = os.environ | {"TIKTOKEN_CACHE_DIR": "/nonexistent"}
@@ -248,20 +251,20 @@ def test_neither_torch_nor_the_network_are_touched() -> None:
 
 
 def test_a_pre_tokenizer_that_drops_the_gaps_is_not_taken() -> None:
-    encoder = byte_level(PIECES)
+    encoder = byte_level()
     cut = json.loads(encoder.to_str())["pre_tokenizer"]
     cut["pretokenizers"][0]["behavior"] = "Removed"
     made = changed(encoder, pre_tokenizer=cut)
-    made.speed_up()
-    assert not made.fast
+    made.enable_tiktoken()
+    assert made.tiktoken_disabled_because is not None
 
 
 def test_normalizers_are_applied_as_ever() -> None:
-    encoder = byte_level(PIECES)
+    encoder = byte_level()
     encoder.normalizer = normalizers.Lowercase()
     encoder.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     made = tokenizer(encoder)
-    made.speed_up()
+    made.enable_tiktoken()
     assert made.encode("ABC").tolist() == encoder.encode("abc").ids
 
 
@@ -288,8 +291,8 @@ def test_any_merges_are_followed_exactly_or_refused() -> None:
     for seed in range(60):
         choose = random.Random(seed)
         content = random_merges(choose)
-        with contextlib.suppress(fast.NotFastError):
-            quick = fast.build_fast_encoder(content)
+        with contextlib.suppress(fast_bpe.NotFastError):
+            quick = fast_bpe.build_tiktoken(content)
             text = " ".join([*words, *("".join(choose.choices("abc", k=100)) for _ in range(20))])
             (ids,) = quick.encode([text])
             assert ids is not None
@@ -315,5 +318,5 @@ BARE_BYTES = json.loads(bytes_tokenizer(END).files()["tokenizer.json"])
 def test_a_vocabulary_of_bytes_is_not_enough_to_be_bytes(changes: dict[str, Any]) -> None:
     made = Tokenizer(json.dumps(BARE_BYTES | changes), END)
     text = "ABC cafe\u0301"
-    assert made.encode(text).tolist() == made._encoder.encode(text, add_special_tokens=False).ids
+    assert made.encode(text).tolist() == made._library.encode(text, add_special_tokens=False).ids
     assert made.encode(text).tolist() != list(text.encode())
