@@ -12,6 +12,7 @@ from typing import NamedTuple
 import xxhash
 
 from llmkit.checkpoint.keeping import BEST, parse_best
+from llmkit.checkpoint.named import split_name
 from llmkit.command_line import to_stderr
 from llmkit.config.memory import show_bytes
 from llmkit.copies import catalogue, fetch
@@ -22,6 +23,7 @@ from llmkit.copies.place import checked
 from llmkit.copies.store import NotAsSentError, Store
 from llmkit.data.sources.attempts import FailedError
 from llmkit.errors import RunFault, UserError
+from llmkit.files import user_cache
 
 _BEGUN = "copies/fetching"
 """File in a run folder that is not complete yet."""
@@ -64,12 +66,12 @@ def fetch_command(url: str, out: Path) -> int:
 def at_hand(url: str, environment: Mapping[str, str]) -> str:
     """The folder of a checkpoint that a URL names, fetched into this user's cache; see `fetch_command`.
 
-    It stays there, and is not fetched again. environment: names the folder of caches.
+    It stays there, and is not fetched again, unless the URL has another one of this step now. environment:
+    names the folder of caches.
     """
     copies = copies_at(url)
-    cache = environment.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     place = xxhash.xxh64(copies.store.url.encode()).hexdigest()
-    root = Path(cache, "llmkit", "copies", f"{place}-{copies.all.run}")
+    root = user_cache(environment) / "copies" / f"{place}-{copies.all.run}"
     with _alone(root):
         return str(_newest_good(copies, root))
 
@@ -95,9 +97,7 @@ def _alone(root: Path) -> Iterator[None]:
 
 def copies_at(url: str) -> Copies:
     """The copies that URL, URL@STEP or URL@best names. Raises as `fetch_command` does."""
-    place, at, name = url.rpartition("@")
-    if not at or not (name == "best" or name.removeprefix("step-").isdecimal()):
-        place, name = url, ""
+    place, name = split_name(url)
     store = Store(checked(place, "URL"))
     try:
         found = catalogue.read(store)
@@ -135,10 +135,11 @@ def _newest_good(copies: Copies, root: Path) -> Path:
         path = root / copy.name
         if path.is_dir() and _is_copy(path, copy):
             return path
-        aside = fetch.begin(copy, root)
         to_stderr(f"fetching {copy.name} from {copies.store}, {show_bytes(copy.size)}")
         try:
-            fetch.fetch_share(copies.store, copy, aside)
+            heads = fetch.look(copies.store, copy)
+            aside = fetch.begin(copy, root)
+            fetch.fetch_share(copies.store, copy, aside, heads=heads)
         except NotAsSentError as error:
             to_stderr(f"{copy.name} is not usable: {error}")
             continue
@@ -149,12 +150,14 @@ def _newest_good(copies: Copies, root: Path) -> Path:
 
 
 def _is_copy(path: Path, copy: Copy) -> bool:
-    """Whether a checkpoint here is that copy, by its manifest, which has the checksums of all else."""
+    """Whether a checkpoint here is that copy, by its manifest, which has the checksums of all else, and by
+    the sizes of its files."""
     manifest = next(file for file in copy.files if file.name == MANIFEST)
     try:
-        return stored(manifest.name, (path / manifest.name).read_bytes()) == manifest
+        same = stored(manifest.name, (path / manifest.name).read_bytes()) == manifest
     except OSError:
         return False
+    return same and not fetch.misfit(copy, path)
 
 
 def _unfinished(store: Store, error: FailedError) -> RunFault:

@@ -57,7 +57,3 @@ class Journal:
         with self._lock:
             kept = set(self._sent)
             self._file.keep(lambda row: row.get("store") != self._store or row.get("name") in kept)
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()

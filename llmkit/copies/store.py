@@ -128,6 +128,15 @@ class Store:
                 return None
             raise
 
+    def head_of(self, name: str, file: Stored) -> Head:
+        """What the store tells of a file that was sent there. Raises NotAsSentError where it is missing or of
+        another size."""
+        head = self.head(name)
+        if head is None or head.size != file.size:
+            has = "is not there" if head is None else f"has {head.size} bytes instead of {file.size}"
+            raise NotAsSentError(f"{shown(self._url(name))} {has}")
+        return head
+
     def put(self, name: str, content: Outgoing, is_progress: bool = True) -> Head:
         """Writes a file, and makes sure that it is there as it should be.
 
@@ -152,11 +161,7 @@ class Store:
 
         head: what is known of the file. Raises NotAsSentError for another file than `file`.
         """
-        url = self._url(name)
-        head = head or self.head(name)
-        if head is None or head.size != file.size:
-            has = "is not there" if head is None else f"has {head.size} bytes instead of {file.size}"
-            raise NotAsSentError(f"{shown(url)} {has}")
+        url, head = self._url(name), head or self.head_of(name, file)
         with RandomFile(File(url, head.size, head.tag), self.traffic.patience) as opened:
             for at in range(start, file.size, BLOCK):
                 block = _read_at(opened, at, BLOCK)

@@ -13,6 +13,7 @@ from llmkit.copies.owner import Known
 from llmkit.copies.place import url_of
 from llmkit.copies.store import NotAsSentError, Store, Traffic
 from llmkit.data.sources.attempts import FailedError
+from llmkit.data.sources.heads import Head
 from llmkit.data.sources.remote import Patience
 from llmkit.errors import RunFault, UserError
 from llmkit.loop.launch import Launch
@@ -100,17 +101,29 @@ def _ask(url: str, launch: Launch, folder: RunFolder, note: Callable[[str], None
 
 def _fetch(store: Store, copy: Copy, folder: RunFolder, mesh: Mesh, note: Callable[[str], None]) -> str:
     """Fetches a copy beside the checkpoints; returns why it cannot be used, or "". Collective."""
+    heads = dict[str, Head]()
 
     def begin() -> str:
-        folder.require_space(copy.size)
         note(f"fetching {copy.name} from {store}, {copy.size:,} bytes")
         return str(fetch.begin(copy, folder.checkpoints))
 
+    def fetch_share() -> None:
+        aside = fetch.aside(copy, folder.checkpoints)
+        fetch.fetch_share(store, copy, aside, heads=heads)
+
+    rank, ranks = mesh.rank, mesh.world_size
+    if problem := _of_all(mesh, store, copy, lambda: heads.update(fetch.look(store, copy, rank, ranks))):
+        return problem
     on_rank_zero(mesh, begin)
-    aside, problem = fetch.aside(copy, folder.checkpoints), ""
+    return _of_all(mesh, store, copy, fetch_share)
+
+
+def _of_all(mesh: Mesh, store: Store, copy: Copy, work: Callable[[], None]) -> str:
+    """Does the work of every rank on a copy; returns why that cannot be used, or "". Collective."""
+    problem = ""
     with fail_together(mesh):
         try:
-            fetch.fetch_share(store, copy, aside, mesh.rank, mesh.world_size)
+            work()
         except NotAsSentError as error:
             problem = str(error)
         except FailedError as error:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from llmkit.checkpoint.format import Manifest, decode_content
 from llmkit.checkpoint.keeping import Best, write_best
 from llmkit.checkpoint.read import load
 from llmkit.checkpoints.fetching import at_hand
@@ -57,6 +58,27 @@ def test_a_url_names_a_model(url: str, project: Path, capsys: pytest.CaptureFixt
     assert main(["evaluate", f"{url}@step-8"]) == 0
     assert "fetching" not in capsys.readouterr().err
     assert len(list((project / "cache/llmkit/copies").iterdir())) == 1
+
+
+def test_another_checkpoint_of_the_step_is_fetched_anew(
+    url: str, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the cache has of a run that has gone back and made the step again is not that any more."""
+    environment = {"XDG_CACHE_HOME": str(project / "cache")}
+    folder = Path(at_hand(url, environment))
+    path = Path("runs/tiny/checkpoints/step-00000008/manifest.json")
+    content = decode_content(path.read_bytes())
+    content["state"]["made"] = "again"
+    manifest = Manifest.model_validate(content)
+    path.write_bytes(manifest.encode())
+    assert copied("runs/tiny", "--to", f"file://{project}/store") == 0
+    capsys.readouterr()
+    assert at_hand(url, environment) == str(folder) and load(folder).state["made"] == "again"
+    assert "fetching step-00000008" in capsys.readouterr().err
+    (pieces,) = folder.glob("pieces-*")
+    pieces.write_bytes(pieces.read_bytes()[:-1])  # and so is one that is not whole any more
+    assert at_hand(url, environment) == str(folder) and list(load(folder).problems()) == []
+    assert [each.name for each in folder.parent.iterdir() if each.is_dir()] == [folder.name]
 
 
 def test_the_best_one_is_that_of_the_record(

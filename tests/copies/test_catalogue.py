@@ -11,6 +11,14 @@ from llmkit.copies.store import Store
 from llmkit.errors import UserError
 
 FILES = [stored("pieces.safetensors", b"abc"), stored("manifest.json", b"{}")]
+
+
+def of_files(names: list[str]) -> dict[str, object]:
+    """A complete copy of files of these names, as JSON."""
+    files = [{"name": name, "size": 1, "xxh64": ["0" * 16]} for name in names]
+    return {"name": "step-00000001", "complete": True, "files": files}
+
+
 FULL = Catalogue(
     run="0123456789abcdef",
     copies=[
@@ -49,7 +57,10 @@ def test_every_changed_bit_is_found() -> None:
         {"gone": ["checkpoints/step-00000001/../../x"]}, {"gone": ["owner.json"]}, {"version": 2},
         {"run": "../x"}, {"more": 1}, {"format": "x"},
         {"copies": [{"name": "../../x", "complete": True, "files": []}]},
-        {"record": {"number": 0, "files": [{"name": "../x", "size": 1, "xxh64": []}]}},
+        {"record": {"number": 0, "files": [{"name": "../x", "size": 1, "xxh64": ["0" * 16]}]}},
+        {"record": {"number": 0, "files": [{"name": "x", "size": 1, "xxh64": []}]}},  # would be read as zeros
+        {"copies": [of_files(["a/manifest.json", "manifest.json"])]},
+        {"copies": [of_files(["a", "a", "manifest.json"])]}, {"copies": [of_files(["a"])]},
     ],
 )  # fmt: skip
 def test_what_no_version_writes_is_refused(change: dict[str, object]) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -95,6 +96,71 @@ def test_a_copy_that_is_not_what_was_sent_is_told(web: PutServer, traffic: Traff
     with pytest.raises(FailedError, match="403") as refused:
         fetch.fetch_share(store, copy, folder)
     assert not isinstance(refused.value, NotAsSentError)
+
+
+def test_nothing_is_fetched_of_a_copy_that_is_not_all_there(
+    web: PutServer, traffic: Traffic, tmp_path: Path
+) -> None:
+    """The smallest file comes last; that it is missing is seen before the first is fetched."""
+    store = Store(web.url, traffic)
+    _, copy = sent(store, tmp_path / "run")
+    whole = web.files.pop("/checkpoints/step-00000010/manifest.json")
+    folder = fetch.begin(copy, tmp_path / "checkpoints")
+    for content, says in ((None, "is not there"), (whole + b" ", r"has 3 bytes instead of 2")):
+        if content is not None:
+            web.files["/checkpoints/step-00000010/manifest.json"] = content
+        with pytest.raises(NotAsSentError, match=rf"manifest\.json {says}"):
+            fetch.fetch_share(store, copy, folder)
+        assert list(folder.iterdir()) == []
+    web.files["/checkpoints/step-00000010/manifest.json"] = whole
+    heads = fetch.look(store, copy, 1, 2)
+    assert list(heads) == ["b.bin"]
+    fetch.fetch_share(store, copy, folder, heads=heads)
+    assert contents(folder) == {"b.bin": CONTENTS["b.bin"]}
+
+
+def test_a_disk_without_room_is_told_before_anything_is_fetched(
+    web: PutServer, traffic: Traffic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is here already needs none."""
+    _, copy = sent(Store(web.url, traffic), tmp_path / "run")
+    root, free = tmp_path / "checkpoints", [copy.size - 1]
+    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda path: SimpleNamespace(free=free[0]))
+    with pytest.raises(RunFault, match=r"step-00000010 cannot be fetched: the disk of .* make room"):
+        fetch.begin(copy, root)
+    free[0] += 1
+    folder = fetch.begin(copy, root)
+    (folder / "a.bin").write_bytes(CONTENTS["a.bin"][:BLOCK])
+    free[0] -= BLOCK
+    assert fetch.begin(copy, root) == folder
+    free[0] -= 1
+    with pytest.raises(RunFault, match="make room"):
+        fetch.begin(copy, root)
+
+
+def test_what_is_not_all_here_becomes_no_checkpoint(any_store: Store, tmp_path: Path) -> None:
+    """As where another node has fetched its share onto a disk of its own."""
+    _, copy = sent(any_store, tmp_path / "run")
+    root = tmp_path / "checkpoints"
+    folder = fetch.begin(copy, root)
+    fetch.fetch_share(any_store, copy, folder, 0, 2)
+    with pytest.raises(RunFault, match=r"b\.bin: No such file or directory, though all .* share this disk"):
+        fetch.finish(copy, folder)
+    (folder / "b.bin").write_bytes(b"short")
+    with pytest.raises(RunFault, match=r"b\.bin has 5 bytes instead of 7"):
+        fetch.finish(copy, folder)
+    assert [path.name for path in root.iterdir()] == [folder.name]
+
+
+def test_another_checkpoint_of_the_step_gives_way(any_store: Store, tmp_path: Path) -> None:
+    _, copy = sent(any_store, tmp_path / "run")
+    root = tmp_path / "checkpoints"
+    write_files(root / ".fetching-old-step-00000010", {"left": b"of a start that was killed"})
+    write_files(root / "step-00000010", {"a.bin": b"another", "c.bin": b"another"})
+    folder = fetch.begin(copy, root)
+    fetch.fetch_share(any_store, copy, folder)
+    assert contents(fetch.finish(copy, folder)) == CONTENTS
+    assert [path.name for path in root.iterdir()] == ["step-00000010"]
 
 
 def test_a_disk_that_takes_nothing_is_named(any_store: Store, tmp_path: Path) -> None:
