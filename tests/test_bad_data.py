@@ -21,7 +21,8 @@ from llmkit.checkpoint import read
 from llmkit.cli import main
 from llmkit.data.blocks import BlockMaker, RowsOfBlock
 from llmkit.data.shards.writer import ShardWriter
-from llmkit.data.sources import remote
+from llmkit.data.sources import byte_reader
+from llmkit.data.sources.retries import RetryPolicy
 from llmkit.loop.trainer import Trainer
 from tests.data.sources.servers import WebServer
 from tests.limits import HANG
@@ -329,7 +330,7 @@ def test_other_data_on_resume_is_refused_and_goes_on_where_it_is_allowed(
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WebServer]:
-    monkeypatch.setattr(remote, "PATIENCE", remote.Patience(retries=3, first_delay=0.001, stall_seconds=HANG))
+    monkeypatch.setattr(byte_reader, "RETRIES", RetryPolicy(3, first_delay=0.001, stall_seconds=HANG))
     served = WebServer()
     served.files["/a.jsonl"] = texts(300).encode()
     yield served

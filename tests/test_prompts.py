@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from llmkit.cli import main
-from llmkit.data.sources.records import Chat, Pair
+from llmkit.data.sources.records import Chat, PromptCompletion
 from llmkit.data.tokens.encode import RecordEncoder
 from llmkit.errors import UserError
 from llmkit.prompts import chat_prompt, text_prompt
@@ -59,7 +59,7 @@ def test_a_document_is_opened_once():
 
 def test_a_prompt_has_the_ids_that_it_has_in_a_pair():
     for made in (tokenizer(byte_level()), tokenizer(sentencepiece())):
-        [encoded] = RecordEncoder(made).encode([Pair("call mem.", "memory")])
+        [encoded] = RecordEncoder(made).encode([PromptCompletion("call mem.", "memory")])
         assert text_prompt(made, "call mem.").ids[1:] == encoded.tokens[~encoded.targets].tolist()
 
 
@@ -107,7 +107,7 @@ def test_what_cannot_be_asked_is_named():
 
 def test_the_space_before_the_first_word_of_an_answer_is_shown():
     made = tokenizer(sentencepiece())
-    [encoded] = RecordEncoder(made).encode([Pair("the quick", " brown fox")])
+    [encoded] = RecordEncoder(made).encode([PromptCompletion("the quick", " brown fox")])
     prompt, answer = encoded.tokens[~encoded.targets].tolist(), encoded.tokens[encoded.targets].tolist()
     decoder = made.stream([made.end_of_text_id, *prompt])
     assert "".join(map(decoder.push, answer)) + decoder.finish() == " brown fox"

@@ -16,7 +16,7 @@ from llmkit.copies.listing import offer_of
 from llmkit.copies.place import beneath, checked
 from llmkit.copies.sender import Sender, known_of
 from llmkit.copies.store import Store
-from llmkit.data.sources.attempts import FailedError
+from llmkit.data.sources.retries import RequestError
 from llmkit.errors import RunFault, UserError
 from llmkit.run_folder import borrowed
 
@@ -49,7 +49,7 @@ def copy_command(run: Path, to: str | None) -> int:
             if (best := offer.best) is not None and not sender.has(best.name, best.files):
                 size += sender.copy(best.name, best.files, offer.rule.kept, offer.step)
             sender.beat(0, ended=True)
-        except FailedError as error:
+        except RequestError as error:
             raise RunFault(
                 f"copy: {offer.name} is not copied to {store} ({error}); the same command goes on from here"
             ) from error

@@ -21,7 +21,7 @@ from llmkit.copies.outgoing import MANIFEST, stored
 from llmkit.copies.owner import Known
 from llmkit.copies.place import checked
 from llmkit.copies.store import NotAsSentError, Store
-from llmkit.data.sources.attempts import FailedError
+from llmkit.data.sources.retries import RequestError
 from llmkit.errors import RunFault, UserError
 from llmkit.files import user_cache
 
@@ -55,7 +55,7 @@ def fetch_command(url: str, out: Path) -> int:
     path = _newest_good(copies, out / "checkpoints")
     try:
         fetch.fetch_record(copies.store, copies.all, out)
-    except FailedError as error:
+    except RequestError as error:
         raise _unfinished(copies.store, error) from error
     Known(copies.all.run, 0).write(out)
     (out / _BEGUN).unlink()
@@ -104,7 +104,7 @@ def copies_at(url: str) -> Copies:
         named, step = [] if found is None else found.complete, name.removeprefix("step-")
         if name == "best" and found is not None:
             step = str(_best_step(store, found))
-    except FailedError as error:
+    except RequestError as error:
         raise RunFault(f"{store} cannot be read: {error}") from error
     if step.isdecimal():
         named = [copy for copy in named if copy.step == int(step)]
@@ -143,7 +143,7 @@ def _newest_good(copies: Copies, root: Path) -> Path:
         except NotAsSentError as error:
             to_stderr(f"{copy.name} is not usable: {error}")
             continue
-        except FailedError as error:
+        except RequestError as error:
             raise _unfinished(copies.store, error) from error
         return fetch.finish(copy, aside)
     raise RunFault(f"no copy at {copies.store} is as it was sent")
@@ -160,5 +160,5 @@ def _is_copy(path: Path, copy: Copy) -> bool:
     return same and not fetch.misfit(copy, path)
 
 
-def _unfinished(store: Store, error: FailedError) -> RunFault:
+def _unfinished(store: Store, error: RequestError) -> RunFault:
     return RunFault(f"fetch: {store}: {error}; the same command goes on from here")

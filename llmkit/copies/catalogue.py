@@ -115,13 +115,13 @@ def decode(raw: bytes, name: str) -> Catalogue:
 
 
 def read(store: Store) -> Catalogue | None:
-    """The catalogue of a store; None where there is none. Raises FailedError, and UserError as `decode`."""
+    """The catalogue of a store; None where there is none. Raises RequestError, and UserError as `decode`."""
     raw = store.text(NAME)
     return None if raw is None else decode(raw, f"{store}/{NAME}")
 
 
 def write(store: Store, catalogue: Catalogue) -> None:
-    """Puts the catalogue in the place of the one before. Raises FailedError."""
+    """Puts the catalogue in the place of the one before. Raises RequestError."""
     raw = catalogue.encode()
     store.put(NAME, Outgoing(stored(NAME, raw), raw))
 

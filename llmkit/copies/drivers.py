@@ -14,7 +14,7 @@ from typing import Any
 
 from llmkit.copies.outgoing import Outgoing, md5
 from llmkit.copies.store import Attempt, Sending, Traffic
-from llmkit.data.sources.attempts import MISSING, TRANSIENT, FailedError, in_thread
+from llmkit.data.sources.retries import MISSING, TRANSIENT, RequestError, in_thread
 from llmkit.errors import RunFault
 from llmkit.files import sync_folder
 
@@ -80,7 +80,7 @@ class S3Driver:
                 except OSError as error:
                     answer = getattr(error.__cause__, "response", {})
                     if answer.get("Error", {}).get("Code") == "BadDigest":  # else a 400 is final
-                        raise FailedError("the store received other bytes than sent", False) from error
+                        raise RequestError("the store received other bytes than sent", False) from error
                     raise
 
         return sync(self._filesystem.loop, ask)
@@ -147,17 +147,17 @@ class WebDriver:
 def _check_status(answer: Any) -> None:
     if not 200 <= answer.status < 300:
         final, missing = answer.status not in TRANSIENT, answer.status in MISSING
-        raise FailedError(f"HTTP {answer.status} {answer.reason or ''}".strip(), final, missing)
+        raise RequestError(f"HTTP {answer.status} {answer.reason or ''}".strip(), final, missing)
 
 
 async def _while_it_goes_on(work: Awaitable[None], progress: Callable[[], int], limit: float) -> None:
-    """Waits for work as long as `progress` changes within `limit` seconds. Raises FailedError."""
+    """Waits for work as long as `progress` changes within `limit` seconds. Raises RequestError."""
     task = asyncio.ensure_future(work)
     seen = progress()
     try:
         while not (await asyncio.wait({task}, timeout=limit))[0]:
             if (now := progress()) == seen:
-                raise FailedError(f"no byte was taken in {limit:g} s", False)
+                raise RequestError(f"no byte was taken in {limit:g} s", False)
             seen = now
         await task
     finally:
@@ -221,7 +221,7 @@ class FileDriver:
         traffic.try_again(lambda: self._limited(remove, lambda: 0))
 
     def _limited(self, function: Callable[[], None], progress: Callable[[], int]) -> None:
-        """Runs it in a thread as long as `progress` changes within the limit. Raises FailedError."""
+        """Runs it in a thread as long as `progress` changes within the limit. Raises RequestError."""
         future: Future[None] = in_thread(function)
         seen = progress()
         while True:
@@ -231,5 +231,5 @@ class FileDriver:
                 if future.done():
                     raise
                 if (now := progress()) == seen:
-                    raise FailedError(f"no answer in {self._limit:g} s", False) from None
+                    raise RequestError(f"no answer in {self._limit:g} s", False) from None
                 seen = now

@@ -17,8 +17,8 @@ from llmkit.copies.catalogue import Catalogue, Copy
 from llmkit.copies.outgoing import BLOCK, Stored
 from llmkit.copies.record import is_of_record
 from llmkit.copies.store import Store
-from llmkit.data.sources.attempts import in_thread
-from llmkit.data.sources.heads import Head
+from llmkit.data.sources.remote import FileStat
+from llmkit.data.sources.retries import in_thread
 from llmkit.errors import RunFault
 from llmkit.files import sync_folder, write_atomic
 
@@ -35,15 +35,15 @@ def aside(copy: Copy, root: Path) -> Path:
     return root / f"{PREFIX}{copy.name}"
 
 
-def look(store: Store, copy: Copy, share: int = 0, of: int = 1) -> dict[str, Head]:
+def look(store: Store, copy: Copy, share: int = 0, of: int = 1) -> dict[str, FileStat]:
     """What the store tells of every file of a copy whose number is `share` modulo `of`; before anything is
     fetched, as one that is not there would be seen after hours else.
 
-    Raises FailedError where the store does not tell it, NotAsSentError where one is missing or of another
+    Raises RequestError where the store does not tell it, NotAsSentError where one is missing or of another
     size than was sent.
     """
     largest_first = sorted(copy.files, key=lambda file: (-file.size, file.name))[share::of]
-    heads = dict[str, Head]()
+    heads = dict[str, FileStat]()
     for first in range(0, len(largest_first), _ASKED_AT_ONCE):
         asked = largest_first[first : first + _ASKED_AT_ONCE]
         answers = [in_thread(partial(store.head_of, copy.path(file), file)) for file in asked]
@@ -76,11 +76,11 @@ def begin(copy: Copy, root: Path) -> Path:
 
 def fetch_share(
     store: Store, copy: Copy, folder: Path, share: int = 0, of: int = 1,
-    heads: Mapping[str, Head] | None = None,
+    heads: Mapping[str, FileStat] | None = None,
 ) -> None:  # fmt: skip
     """Fetches every file of a copy whose number is `share` modulo `of`, each block compared.
 
-    heads: what `look` has found. Raises FailedError where the store does not give them, NotAsSentError where
+    heads: what `look` has found. Raises RequestError where the store does not give them, NotAsSentError where
     they are not what was sent there, RunFault where the disk does not take them.
     """
     heads = look(store, copy, share, of) if heads is None else heads
@@ -154,7 +154,7 @@ def fetch_record(store: Store, catalogue: Catalogue, folder: Path) -> None:
             raise RunFault(f"cannot write {path}: {error.strerror}") from error
 
 
-def _fetch_file(store: Store, name: str, file: Stored, head: Head, path: Path) -> None:
+def _fetch_file(store: Store, name: str, file: Stored, head: FileStat, path: Path) -> None:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
         start = _at_hand(descriptor, file)

@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 
 from llmkit.copies.outgoing import Stored
-from llmkit.data.sources.heads import Head
+from llmkit.data.sources.remote import FileStat
 from llmkit.monitor.jsonlines import JsonLines
 
 
@@ -17,10 +17,10 @@ class Journal:
     def __init__(self, path: Path, store: str) -> None:
         self._file, self._store, self._lock = JsonLines(path), store, threading.Lock()
         self.bytes_sent = 0
-        self._sent: dict[str, tuple[str, Head]] = {}
+        self._sent: dict[str, tuple[str, FileStat]] = {}
         for row in self._file.rows():
             if row.get("store") == store and isinstance(row.get("name"), str):
-                head = Head(row.get("size", -1), str(row.get("tag", "")))
+                head = FileStat(row.get("size", -1), str(row.get("tag", "")))
                 self._sent[row["name"]] = (str(row.get("digest")), head)
 
     def has(self, name: str, file: Stored) -> bool:
@@ -28,12 +28,12 @@ class Journal:
         with self._lock:
             return name in self._sent and self._sent[name][0] == file.digest and file.size > 0
 
-    def head(self, name: str) -> Head:
+    def head(self, name: str) -> FileStat:
         """What the store had told of it then."""
         with self._lock:
             return self._sent[name][1]
 
-    def add(self, name: str, file: Stored, head: Head) -> None:
+    def add(self, name: str, file: Stored, head: FileStat) -> None:
         """Notes that a file was sent. Where the disk takes no line, it may be sent once more."""
         with self._lock:
             self.bytes_sent += file.size

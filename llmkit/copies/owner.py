@@ -52,7 +52,7 @@ class CopyOwner:
 
 
 def read(store: Store) -> CopyOwner | None:
-    """Who has the copies; None where nobody has had them. Raises FailedError, UserError."""
+    """Who has the copies; None where nobody has had them. Raises RequestError, UserError."""
     raw = store.text(NAME)
     if raw is None:
         return None
@@ -71,7 +71,7 @@ def read(store: Store) -> CopyOwner | None:
 
 
 def write(store: Store, mine: CopyOwner) -> None:
-    """Says who has the copies. Raises FailedError."""
+    """Says who has the copies. Raises RequestError."""
     content = {
         "run": mine.run, "start": mine.start, "owner": mine.owner.to_json(), "beat": mine.beat,
         "ended": mine.ended,
@@ -81,7 +81,7 @@ def write(store: Store, mine: CopyOwner) -> None:
 
 
 def require_mine(store: Store, mine: CopyOwner) -> None:
-    """Raises LostError where another start has the copies, FailedError where that cannot be seen."""
+    """Raises LostError where another start has the copies, RequestError where that cannot be seen."""
     found = read(store)
     if found is None or not found.is_same(mine):
         by = "nobody, as somebody has deleted them" if found is None else str(found.owner)
@@ -95,7 +95,7 @@ def require_free(
     """Raises UserError where the start that has the copies is alive: another folder has the run then.
 
     Where only its counter tells, this takes SILENT_SECONDS; note: called with why this start waits. Raises
-    FailedError where the store does not answer.
+    RequestError where the store does not answer.
     """
     alive = found.owner.runs_here()
     if found.ended or alive is False or Owner.of_this_process("", environment).succeeds(found.owner):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmkit.config.mistakes import access_in_url
 from llmkit.config.schema import Config
-from llmkit.data.sources.urls import is_url, shown
+from llmkit.data.sources.urls import is_url, redact_url
 from llmkit.errors import UserError
 
 
@@ -25,5 +25,5 @@ def checked(url: str, what: str) -> str:
         raise UserError(f"{what} has {access} in it; keys come from the environment")
     if not is_url(url) or set("?#") & set(url):
         such = "such as s3://bucket/runs, https://host/runs or file:///mnt/runs"
-        raise UserError(f"{what} {shown(url)[:200]}: must be a URL without ? and #, {such}")
+        raise UserError(f"{what} {redact_url(url)[:200]}: must be a URL without ? and #, {such}")
     return url

@@ -27,7 +27,7 @@ from llmkit.copies.offer import Listed, Offer
 from llmkit.copies.owner import BEAT_SECONDS, Known, LostError
 from llmkit.copies.sender import Sender
 from llmkit.copies.store import Store, Traffic
-from llmkit.data.sources.attempts import FailedError, told
+from llmkit.data.sources.retries import RequestError, one_line
 from llmkit.errors import RunFault, UserError
 from llmkit.stopping import SIGNALS
 
@@ -101,11 +101,11 @@ class Process:
         except LostError as error:
             self._lose(error)
             return False
-        except (FailedError, UserError, RunFault) as error:
+        except (RequestError, UserError, RunFault) as error:
             reason = str(error)
         except Exception as error:
             log("".join(traceback.format_tb(error.__traceback__)))
-            reason = told(error)
+            reason = one_line(error)
         self._fail(name, reason)
         return False
 
@@ -192,7 +192,7 @@ class Process:
                 failing = False
             except LostError as error:
                 self._lose(error)
-            except (FailedError, UserError, RunFault) as error:
+            except (RequestError, UserError, RunFault) as error:
                 if not failing:  # what is copied now tells of it; others may take this start for dead
                     log(f"owner.json is not written: {error}")
                 failing = True

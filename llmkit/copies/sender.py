@@ -17,7 +17,7 @@ from llmkit.copies.outgoing import MANIFEST, Outgoing, Stored
 from llmkit.copies.owner import CopyOwner, Known
 from llmkit.copies.record import snapshot
 from llmkit.copies.store import Store
-from llmkit.data.sources.attempts import FailedError, in_thread
+from llmkit.data.sources.retries import RequestError, in_thread
 
 SENT_AT_ONCE = 4
 """Files."""
@@ -30,7 +30,7 @@ class Sender:
 
     folder: the run folder. known: what it knows of its copies. command: names this start in messages.
 
-    Its methods raise FailedError where the store does not do as it should, LostError where another start has
+    Its methods raise RequestError where the store does not do as it should, LostError where another start has
     the copies, RunFault where the run folder cannot be read.
     """
 
@@ -186,7 +186,7 @@ class Sender:
                 self.store.delete(name)
                 self._journal.forget(name)
                 self._to_delete.remove(name)
-        except FailedError as error:
+        except RequestError as error:
             self.not_deleted = str(error)
 
 

@@ -1,7 +1,7 @@
 """Files beneath a URL: written, looked at, read back and deleted.
 
 Names are all that is asked for: no store is listed, since a plain web server cannot be. Every method raises
-FailedError, after some attempts where another one may do better, and UserError where the URL cannot be used
+RequestError, after some attempts where another one may do better, and UserError where the URL cannot be used
 at all.
 """
 
@@ -14,19 +14,18 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from llmkit.copies.outgoing import BLOCK, Outgoing, Stored, check
-from llmkit.data.sources import fetch, s3
-from llmkit.data.sources.attempts import FailedError, Value, patiently
-from llmkit.data.sources.heads import Head
-from llmkit.data.sources.listing import File
-from llmkit.data.sources.remote import Patience, RandomFile
-from llmkit.data.sources.urls import shown
+from llmkit.data.sources.byte_reader import ByteReader
+from llmkit.data.sources.files import File
+from llmkit.data.sources.remote import S3, WEB, FileStat, RemoteFile, open_filesystem, remote_file
+from llmkit.data.sources.retries import RequestError, RetryPolicy, Value, with_retries
+from llmkit.data.sources.urls import redact_url
 from llmkit.errors import RunFault
 
 MAX_TEXT = 256 << 20
 """Bytes of a file that is read as a whole, at most."""
 
 
-class NotAsSentError(FailedError):
+class NotAsSentError(RequestError):
     """A file in a store that is missing, or not what was sent there."""
 
     def __init__(self, reason: str) -> None:
@@ -61,8 +60,8 @@ class Traffic:
     """What is known of all that is sent. patience: with failures. stop: set where nothing more may be sent,
     as the copies are another start's now."""
 
-    def __init__(self, patience: Patience | None = None) -> None:
-        self.patience = patience or Patience()
+    def __init__(self, patience: RetryPolicy | None = None) -> None:
+        self.patience = patience or RetryPolicy()
         self.stop = threading.Event()
         self._lock, self._complete = threading.Lock(), 0
         self._begun: dict[tuple[str, str], Sending] = {}
@@ -85,14 +84,14 @@ class Traffic:
             self._complete += self._begun.pop(key, Sending()).furthest
 
     def try_again(self, function: Callable[[], Value]) -> Value:
-        """See `patiently`; a stop ends it."""
+        """See `with_retries`; a stop ends it."""
 
         def once() -> Value:
             if self.stop.is_set():
-                raise FailedError("it was given up", True)
+                raise RequestError("it was given up", True)
             return function()
 
-        return patiently(once, self.patience.retries + 1, self.patience.first_delay, self.stop.wait)
+        return with_retries(once, self.patience, self.stop.wait)
 
 
 class Driver(Protocol):
@@ -116,28 +115,28 @@ class Store:
         self._driver = _driver(self.url, self.traffic.patience.stall_seconds)
 
     def __str__(self) -> str:
-        return shown(self.url)
+        return redact_url(self.url)
 
-    def head(self, name: str) -> Head | None:
+    def head(self, name: str) -> FileStat | None:
         """What the store tells of a file; None where there is none."""
-        fetcher = self._fetcher(name)
+        file = self._remote_file(name)
         try:
-            return self.traffic.try_again(fetcher.head)
-        except FailedError as error:
+            return self.traffic.try_again(file.stat)
+        except RequestError as error:
             if error.missing:
                 return None
             raise
 
-    def head_of(self, name: str, file: Stored) -> Head:
+    def head_of(self, name: str, file: Stored) -> FileStat:
         """What the store tells of a file that was sent there. Raises NotAsSentError where it is missing or of
         another size."""
         head = self.head(name)
         if head is None or head.size != file.size:
             has = "is not there" if head is None else f"has {head.size} bytes instead of {file.size}"
-            raise NotAsSentError(f"{shown(self._url(name))} {has}")
+            raise NotAsSentError(f"{redact_url(self._url(name))} {has}")
         return head
 
-    def put(self, name: str, content: Outgoing, is_progress: bool = True) -> Head:
+    def put(self, name: str, content: Outgoing, is_progress: bool = True) -> FileStat:
         """Writes a file, and makes sure that it is there as it should be.
 
         is_progress: whether it counts in `Traffic.progress`.
@@ -147,7 +146,7 @@ class Store:
             head = self.head(name)
             if head is None or head.size != content.file.size:
                 has = "no such file" if head is None else f"{head.size} bytes"
-                raise FailedError(
+                raise RequestError(
                     f"{name}: {content.file.size} bytes were sent, and the store has {has}", False
                 )
             if not proven:
@@ -156,17 +155,19 @@ class Store:
                     reading.add(len(block))
         return head
 
-    def blocks(self, name: str, file: Stored, head: Head | None = None, start: int = 0) -> Iterator[bytes]:
+    def blocks(
+        self, name: str, file: Stored, head: FileStat | None = None, start: int = 0
+    ) -> Iterator[bytes]:
         """The blocks of a file from byte `start` on, the beginning of one, each compared.
 
         head: what is known of the file. Raises NotAsSentError for another file than `file`.
         """
         url, head = self._url(name), head or self.head_of(name, file)
-        with RandomFile(File(url, head.size, head.tag), self.traffic.patience) as opened:
+        with ByteReader(File(url, head.size, head.tag), self.traffic.patience) as opened:
             for at in range(start, file.size, BLOCK):
                 block = _read_at(opened, at, BLOCK)
                 try:
-                    check(block, file.xxh64, at, shown(url))
+                    check(block, file.xxh64, at, redact_url(url))
                 except RunFault as fault:
                     raise NotAsSentError(str(fault)) from fault
                 yield block
@@ -174,20 +175,20 @@ class Store:
     def text(self, name: str) -> bytes | None:
         """A small file; None where there is none. One that is replaced meanwhile is read again."""
         once = self.traffic.patience._replace(retries=0)
-        fetcher = self._fetcher(name)
+        file = self._remote_file(name)
 
         def read() -> bytes:
-            head = fetcher.head()
+            head = file.stat()
             if head.size > MAX_TEXT:
-                raise FailedError(
-                    f"{shown(self._url(name))} has {head.size} bytes, more than it ever had", True
+                raise RequestError(
+                    f"{redact_url(self._url(name))} has {head.size} bytes, more than it ever had", True
                 )
-            with RandomFile(File(self._url(name), head.size, head.tag), once) as opened:
+            with ByteReader(File(self._url(name), head.size, head.tag), once) as opened:
                 return _read_at(opened, 0, head.size)
 
         try:
             return self.traffic.try_again(read)
-        except FailedError as error:
+        except RequestError as error:
             if error.missing:
                 return None
             raise
@@ -196,31 +197,31 @@ class Store:
         """Deletes a file, if it is there."""
         try:
             self._driver.delete(self._url(name), self.traffic)
-        except FailedError as error:
+        except RequestError as error:
             if not error.missing:
                 raise
 
-    def _fetcher(self, name: str) -> fetch.Fetcher:
-        return fetch.fetcher(self._url(name), self.traffic.patience.stall_seconds)
+    def _remote_file(self, name: str) -> RemoteFile:
+        return remote_file(self._url(name), self.traffic.patience.stall_seconds)
 
     def _url(self, name: str) -> str:
         return f"{self.url}/{name}"
 
 
-def _read_at(opened: RandomFile, start: int, count: int) -> bytes:
+def _read_at(opened: ByteReader, start: int, count: int) -> bytes:
     try:
         return opened.read_at(start, count)
     except RunFault as fault:
-        raise FailedError(str(fault), False) from fault
+        raise RequestError(str(fault), False) from fault
 
 
 def _driver(url: str, stall_seconds: float) -> Driver:
     from llmkit.copies import drivers
 
     scheme = urlsplit(url).scheme.lower()
-    filesystem, _ = fetch.open_filesystem(url, stall_seconds)
+    filesystem, _ = open_filesystem(url, stall_seconds)
     kinds: dict[str, Callable[[Any, float], Driver]] = {
-        "http": drivers.WebDriver, "https": drivers.WebDriver,
-        **dict.fromkeys(s3.SCHEMES, drivers.S3Driver),
-    }  # fmt: skip
+        **dict.fromkeys(WEB, drivers.WebDriver),
+        **dict.fromkeys(S3, drivers.S3Driver),
+    }
     return kinds.get(scheme, drivers.FileDriver)(filesystem, stall_seconds)

@@ -12,16 +12,15 @@ from llmkit.copies.catalogue import Catalogue, Copy
 from llmkit.copies.owner import Known
 from llmkit.copies.place import url_of
 from llmkit.copies.store import NotAsSentError, Store, Traffic
-from llmkit.data.sources.attempts import FailedError
-from llmkit.data.sources.heads import Head
-from llmkit.data.sources.remote import Patience
+from llmkit.data.sources.remote import FileStat
+from llmkit.data.sources.retries import RequestError, RetryPolicy
 from llmkit.errors import RunFault, UserError
 from llmkit.loop.launch import Launch
 from llmkit.parallel.agreement import fail_together, on_rank_zero
 from llmkit.parallel.mesh import Mesh
 from llmkit.run_folder import RunFolder
 
-SHORT = Patience(retries=1, stall_seconds=10.0)
+SHORT = RetryPolicy(retries=1, stall_seconds=10.0)
 """With a store that need not be asked, as the run folder has checkpoints."""
 
 
@@ -79,7 +78,7 @@ def _ask(url: str, launch: Launch, folder: RunFolder, note: Callable[[str], None
                     f"{here[-1].name}: move that folder away to go on from the copy, or choose another "
                     "run.name or checkpoint.copy_to"
                 )
-    except FailedError as error:
+    except RequestError as error:
         if here:
             note(f"{store} does not say which copies it has ({error}); going on from the run folder")
             return ""
@@ -101,7 +100,7 @@ def _ask(url: str, launch: Launch, folder: RunFolder, note: Callable[[str], None
 
 def _fetch(store: Store, copy: Copy, folder: RunFolder, mesh: Mesh, note: Callable[[str], None]) -> str:
     """Fetches a copy beside the checkpoints; returns why it cannot be used, or "". Collective."""
-    heads = dict[str, Head]()
+    heads = dict[str, FileStat]()
 
     def begin() -> str:
         note(f"fetching {copy.name} from {store}, {copy.size:,} bytes")
@@ -126,7 +125,7 @@ def _of_all(mesh: Mesh, store: Store, copy: Copy, work: Callable[[], None]) -> s
             work()
         except NotAsSentError as error:
             problem = str(error)
-        except FailedError as error:
+        except RequestError as error:
             raise RunFault(
                 f"{copy.name} cannot be fetched from {store} ({error}); what is here of it stays: start again"
             ) from error
@@ -137,7 +136,7 @@ def _finish(store: Store, found: Catalogue, copy: Copy, folder: RunFolder) -> st
     """Fetches the record, then gives the checkpoint its name: a start that finds one fetches nothing more."""
     try:
         fetch.fetch_record(store, found, folder.path)
-    except FailedError as error:
+    except RequestError as error:
         raise RunFault(
             f"the record of the run cannot be fetched from {store} ({error}); start again"
         ) from error

@@ -19,7 +19,7 @@ from llmkit.copies.listing import offer_of
 from llmkit.copies.offer import Listed
 from llmkit.copies.place import url_of
 from llmkit.copies.sender import known_of
-from llmkit.data.sources.urls import shown
+from llmkit.data.sources.urls import redact_url
 from llmkit.engine.base import StepResult
 from llmkit.errors import RunFault, UserError
 from llmkit.loop.hook import Hook
@@ -55,7 +55,7 @@ class CopyHook(Hook):
     """Has each checkpoint copied once it is saved, and puts on record what became of it."""
 
     def __init__(self, t: Trainer, url: str, copier: Copier) -> None:
-        self._t, self._url, self._copier = t, shown(url), copier
+        self._t, self._url, self._copier = t, redact_url(url), copier
         self._copied = set[str]()
         self._listed: dict[str, Listed] = {}
         """Of the checkpoint that was offered last, and of the best one: they are not read again."""

@@ -13,8 +13,8 @@ from llmkit.data.building.prepare import prepare
 from llmkit.data.building.probe import find_remote
 from llmkit.data.position import read_position
 from llmkit.data.prepared import Prepared
-from llmkit.data.sources.listing import File
-from llmkit.data.sources.units import Unit
+from llmkit.data.sources.files import File
+from llmkit.data.sources.splits import Split
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.device import device_facts, make_deterministic
 from llmkit.errors import UserError
@@ -117,7 +117,7 @@ def _find_remote(data: Data, mesh: Mesh) -> dict[str, Found]:
     """What rank 0 finds of sources that are not on local disks."""
     found = json.loads(on_rank_zero(mesh, lambda: json.dumps(find_remote(data))))
     return {
-        place: Found([File(*file) for file in files], [Unit(*unit) for unit in units], *rest)
+        place: Found([File(*file) for file in files], [Split(*unit) for unit in units], *rest)
         for place, (files, units, *rest) in found.items()
     }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llmkit.data.loader import TrainLoader
 from llmkit.data.micro_batches import Step
-from llmkit.data.sources.records import left_out_summary
+from llmkit.data.sources.records import skipped_summary
 from llmkit.monitor.jsonlines import JsonLines
 from llmkit.parallel.mesh import Mesh
 from llmkit.run_folder import RunFolder
@@ -72,4 +72,4 @@ class LeftOutReport:
         for name, counts in self._loader.left_out.items():
             if counts.total() >= max(1, 2 * self._reported[name]):
                 self._reported[name] = counts.total()
-                self._note(f"data: {name}: {left_out_summary(counts)}, so far")
+                self._note(f"data: {name}: {skipped_summary(counts)}, so far")

@@ -9,12 +9,12 @@ import pytest
 
 from llmkit.copies.outgoing import Outgoing, Stored, stored
 from llmkit.copies.store import Store, Traffic
-from llmkit.data.sources.remote import Patience
+from llmkit.data.sources.retries import RetryPolicy
 from tests.copies.stores import PutServer, S3Store
 from tests.data.sources.s3_server import s3_is
 from tests.limits import HANG
 
-QUICK = Patience(retries=2, first_delay=0.001, stall_seconds=HANG)
+QUICK = RetryPolicy(retries=2, first_delay=0.001, stall_seconds=HANG)
 
 
 def content_of(size: int, seed: int = 0) -> bytes:

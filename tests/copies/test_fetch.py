@@ -10,7 +10,7 @@ from llmkit.copies.catalogue import Catalogue, Copy
 from llmkit.copies.offer import Rule
 from llmkit.copies.outgoing import BLOCK
 from llmkit.copies.store import NotAsSentError, Store, Traffic
-from llmkit.data.sources.attempts import FailedError
+from llmkit.data.sources.retries import RequestError
 from llmkit.errors import RunFault
 from tests.copies.conftest import content_of, write_files
 from tests.copies.stores import PutServer
@@ -93,7 +93,7 @@ def test_a_copy_that_is_not_what_was_sent_is_told(web: PutServer, traffic: Traff
         fetch.fetch_share(store, copy, folder)
     web.files[path] = whole
     web.trouble = lambda number, start, end: 403
-    with pytest.raises(FailedError, match="403") as refused:
+    with pytest.raises(RequestError, match="403") as refused:
         fetch.fetch_share(store, copy, folder)
     assert not isinstance(refused.value, NotAsSentError)
 

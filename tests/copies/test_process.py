@@ -15,7 +15,7 @@ from llmkit.copies.offer import Listed, Offer, Rule
 from llmkit.copies.process import Process
 from llmkit.copies.sender import Sender, known_of
 from llmkit.copies.store import Store, Traffic
-from llmkit.data.sources.attempts import FailedError
+from llmkit.data.sources.retries import RequestError
 from tests.copies.conftest import QUICK, outgoing, write_files
 from tests.copies.stores import PutServer
 from tests.copies.test_sender import complete, name_of, save, sender_of
@@ -83,7 +83,7 @@ def test_a_loss_that_shows_beside_a_copy_ends_it_and_is_told_once(told: Told) ->
     assert told.process._traffic.stop.wait(HANG)
     told.process._over.set()
     living.join(HANG)
-    with pytest.raises(FailedError, match="it was given up"):
+    with pytest.raises(RequestError, match="it was given up"):
         sender.store.put("checkpoints/step-00000001/a.bin", outgoing(b"abc"))
     told.offer(20)
     assert not told.process._work(True)

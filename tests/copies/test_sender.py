@@ -13,7 +13,7 @@ from llmkit.copies.outgoing import Stored
 from llmkit.copies.owner import Known, LostError
 from llmkit.copies.sender import Sender, known_of
 from llmkit.copies.store import Store, Traffic
-from llmkit.data.sources.attempts import FailedError
+from llmkit.data.sources.retries import RequestError
 from llmkit.errors import RunFault
 from tests.copies.conftest import content_of, write_files
 from tests.copies.stores import PutServer
@@ -89,7 +89,7 @@ def test_nothing_is_called_complete_before_all_of_it_is_there(
         begun = len(web.writes)
         web.write_trouble = lambda method, number, path, last=begun + failing: 403 if number >= last else None
         again = sender_of(store, run)
-        with pytest.raises(FailedError):
+        with pytest.raises(RequestError):
             copy(again, run, 40 + failing)
         web.write_trouble = lambda method, number, path: None
         assert complete(store) in ([30], [30, 40 + failing], [40 + failing])
@@ -104,7 +104,7 @@ def test_nothing_is_called_complete_before_all_of_it_is_there(
 def test_files_that_are_there_are_not_sent_again(web: PutServer, traffic: Traffic, run: Path) -> None:
     store = Store(web.url, traffic)
     web.write_trouble = lambda method, number, path: 403 if "pieces-5" in path else None
-    with pytest.raises(FailedError):
+    with pytest.raises(RequestError):
         copy(sender_of(store, run), run, 10)
     there = {path for path in web.files if "pieces-" in path}
     assert len(there) >= 2 and complete(store) == []
@@ -126,7 +126,7 @@ def test_a_copy_that_was_given_up_is_removed_with_the_next(
 ) -> None:
     store = Store(web.url, traffic)
     web.write_trouble = lambda method, number, path: 403 if "pieces-5" in path else None
-    with pytest.raises(FailedError):
+    with pytest.raises(RequestError):
         copy(sender_of(store, run), run, 10)
     web.write_trouble = lambda method, number, path: None
     copy(sender_of(store, run), run, 20)
@@ -199,12 +199,12 @@ def test_a_claim_that_was_broken_off_is_known_as_ones_own(
     def broken_off(store: Store, mine: owner.CopyOwner, arrives: bool) -> None:
         if arrives:
             write(store, mine)
-        raise FailedError("no answer", False)
+        raise RequestError("no answer", False)
 
     for arrives in (False, True, True, False):
         sender = sender_of(store, run)
         monkeypatch.setattr(owner, "write", lambda store, mine, a=arrives: broken_off(store, mine, a))
-        with pytest.raises(FailedError):
+        with pytest.raises(RequestError):
             sender.claim()
         monkeypatch.setattr(owner, "write", write)
     copy(sender, run, 20)

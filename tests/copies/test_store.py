@@ -9,7 +9,7 @@ import pytest
 from llmkit.copies import outgoing as outgoing_module
 from llmkit.copies.outgoing import BLOCK, Outgoing, stored
 from llmkit.copies.store import NotAsSentError, Store, Traffic
-from llmkit.data.sources.attempts import FailedError
+from llmkit.data.sources.retries import RequestError
 from llmkit.errors import RunFault, UserError
 from tests.copies.conftest import QUICK, content_of, outgoing
 from tests.copies.stores import PutServer, S3Store
@@ -103,7 +103,7 @@ def test_s3_sends_again_what_was_refused_and_no_more(s3: S3Store, traffic: Traff
     assert s3.buckets["bucket"]["runs/a.bin"] == content
     assert len(s3.writes) == 4 + 3
     s3.write_trouble = lambda method, number, path: 403 if number == len(s3.writes) and "=2" in path else None
-    with pytest.raises(FailedError, match="PermissionError"):
+    with pytest.raises(RequestError, match="PermissionError"):
         Store("s3://bucket/runs", traffic).put("b.bin", outgoing(content))
     assert "runs/b.bin" not in s3.buckets["bucket"] and s3.uploads == {}
 
@@ -117,7 +117,7 @@ def test_the_web_server_is_read_back(web: PutServer, traffic: Traffic) -> None:
     ):
         web.files.clear()
         web.write_trouble = lambda method, number, path, trouble=trouble: trouble
-        with pytest.raises(FailedError, match=problem):
+        with pytest.raises(RequestError, match=problem):
             store.put("a.bin", outgoing(content))
     begun = len(web.writes)
     web.write_trouble = lambda method, number, path: {begun + 1: 503, begun + 2: "drop"}.get(number)
@@ -133,7 +133,7 @@ def test_a_store_that_takes_nothing_is_given_up(kind: str, request: pytest.Fixtu
     server.writes.clear()
     server.write_trouble = lambda method, number, path: "stall"
     traffic = Traffic(QUICK._replace(retries=1, stall_seconds=1.0))
-    with pytest.raises(FailedError):
+    with pytest.raises(RequestError):
         Store(url, traffic).put("a.bin", outgoing(content_of(3 * BLOCK)))
     assert server.writes and traffic.progress < 3 * BLOCK
     server.released.set()
@@ -162,7 +162,7 @@ def test_a_file_keeps_its_content_until_the_new_one_is_complete(traffic: Traffic
             yield b"e"
 
     quick = Store(store.url, Traffic(QUICK._replace(retries=0, stall_seconds=0.1)))
-    with pytest.raises(FailedError, match=r"no answer in 0\.1 s"):
+    with pytest.raises(RequestError, match=r"no answer in 0\.1 s"):
         quick.put("a.json", Hanging(stored("a.json", b"late"), b"late"))
     left = [thread for thread in threading.enumerate() if thread.name == "llmkit-fetch"]
     going.set()
@@ -176,7 +176,7 @@ def test_progress_counts_each_file_once(web: PutServer, traffic: Traffic) -> Non
     store, content = Store(web.url, traffic), content_of(BLOCK)
     web.write_trouble = lambda method, number, path: 503
     for _ in range(3):
-        with pytest.raises(FailedError):
+        with pytest.raises(RequestError):
             store.put("a.bin", outgoing(content))
         assert len(web.writes) > 1 and traffic.progress <= len(content)
     web.write_trouble = lambda method, number, path: None
@@ -204,7 +204,7 @@ def test_a_file_that_is_replaced_while_it_is_read_is_read_again(web: PutServer, 
 def test_a_stop_ends_all_attempts(web: PutServer, traffic: Traffic) -> None:
     store = Store(web.url, traffic)
     traffic.stop.set()
-    with pytest.raises(FailedError, match="it was given up"):
+    with pytest.raises(RequestError, match="it was given up"):
         store.put("a.bin", outgoing(b"abc"))
     assert web.writes == []
 

@@ -23,7 +23,7 @@ from llmkit.data.loader import TrainLoader
 from llmkit.data.micro_batches import Step
 from llmkit.data.order import Order
 from llmkit.data.prepared import Prepared
-from llmkit.data.sources.records import LeftOut, Pair
+from llmkit.data.sources.records import PromptCompletion, Skipped
 from llmkit.errors import RunFault, SourceDryError, UserError
 from tests.data.live.fakes import live
 from tests.data.toy import T, ToyRows, toy
@@ -167,8 +167,10 @@ def mixtures(draw: st.DrawFn) -> tuple[Any, schema.Data]:
 
     def record(length: int) -> Any:
         if length == 0:
-            return LeftOut("bad", "a record that is left out")
-        return Pair(text(length), text(length // 2)) if is_pair and length % 3 == 0 else text(length)
+            return Skipped("bad", "a record that is left out")
+        return (
+            PromptCompletion(text(length), text(length // 2)) if is_pair and length % 3 == 0 else text(length)
+        )
 
     lengths = st.lists(st.sampled_from([0, 1, 2, 6, 7, 8, 9, 15, 16, 17, 30]), min_size=1, max_size=8)
     units = draw(st.lists(lengths, min_size=1, max_size=7))
@@ -268,7 +270,13 @@ def test_files_of_a_live_source_are_read_equally_often_whatever_their_size() -> 
 
 
 def test_masks_of_a_live_source_reach_the_labels() -> None:
-    data = toy({"web": live([[Pair("abc", "de"), Pair("f", "ghijk")]], record="prompt_completion")})
+    data = toy(
+        {
+            "web": live(
+                [[PromptCompletion("abc", "de"), PromptCompletion("f", "ghijk")]], record="prompt_completion"
+            )
+        }
+    )
     rows = [row for batch in Job(data, 2, 1).run(1, 3) for row in batch]
     learned = {chr(label) for _, _, labels in rows for label in labels if label not in (IGNORE, 0)}
     assert learned == set("deghijk")

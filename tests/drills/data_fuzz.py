@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from llmkit.config import schema
 from llmkit.data.live.source import LiveSource
-from llmkit.data.sources.records import LeftOut, Pair
+from llmkit.data.sources.records import PromptCompletion, Skipped
 from tests.data.live.fakes import live
 from tests.data.test_loader import Job
 from tests.data.toy import ToyRows, toy
@@ -76,11 +76,11 @@ def _live(draw: Random, characters: Any, max_epochs: int | None) -> LiveSource:
     """A source tokenized while training, of texts or of prompts with completions."""
     has_prompts = draw.random() < 0.3
 
-    def record(length: int) -> str | Pair | LeftOut:
+    def record(length: int) -> str | PromptCompletion | Skipped:
         text = "".join(itertools.islice(characters, length))
         if not text:
-            return LeftOut("bad", "a record that is skipped")
-        return Pair(text[: length // 3], text[length // 3 :]) if has_prompts else text
+            return Skipped("bad", "a record that is skipped")
+        return PromptCompletion(text[: length // 3], text[length // 3 :]) if has_prompts else text
 
     splits = [
         [record(draw.choice(RECORD_LENGTHS)) for _ in range(draw.randint(0, 8))]

@@ -22,7 +22,7 @@ from llmkit.data.live.heldout import heldout_records
 from llmkit.data.prepared import BUILD_VERSION, SourceRecord, shown_size
 from llmkit.data.shards.format import stored_dtype, token_dtype
 from llmkit.data.sources.reader import SourceReader
-from llmkit.data.sources.records import left_out_summary
+from llmkit.data.sources.records import skipped_summary
 from llmkit.data.tokens.encode import RecordEncoder
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
@@ -62,7 +62,7 @@ class Builder:
 
     def build_heldout(self, source: OpenedSource, reader: SourceReader) -> Path:
         """The folder with the held-out documents of a live source; what is not there is built."""
-        units: list[JsonValue] = [list(unit) for unit in reader.units]
+        units: list[JsonValue] = [list(unit) for unit in reader.splits]
         folder = self._folder(source, {"live": units})
         make_once(folder, lambda workplace: self._fill_heldout(source, reader, workplace), self._report)
         return folder
@@ -88,10 +88,10 @@ class Builder:
         reader = source.reader(part_bytes)
         parts = workplace / "parts"
         parts.mkdir(exist_ok=True)
-        size = sum(unit.size for unit in reader.units)
+        size = sum(unit.size for unit in reader.splits)
         workers = 0 if size < SMALL else self._workers or available_cores()
         maker = PartMaker(
-            reader, self._encoder, group_units(reader.units, part_bytes), self._config.heldout_every,
+            reader, self._encoder, group_units(reader.splits, part_bytes), self._config.heldout_every,
             stored_dtype(token_dtype(self._tokenizer.vocab_size)).str, parts, threads=workers == 0,
         )  # fmt: skip
         was_begun = any(parts.iterdir())
@@ -101,7 +101,7 @@ class Builder:
                 self._config.sequence_length, compare=source.spec.record == "text",
             )  # fmt: skip
         if written.documents == 0:
-            nothing, what = "it has no usable document", left_out_summary(written.left_out)
+            nothing, what = "it has no usable document", skipped_summary(written.left_out)
             if written.heldout_documents:
                 nothing = f"all {written.heldout_documents} usable documents are held out, none is trained on"
             raise UserError(f"source {source.name}: {nothing} ({what or 'its files hold no record'})")
@@ -118,7 +118,7 @@ class Builder:
         for leftover in set(maker.folder.iterdir()) - set(paths.values()):
             leftover.unlink(missing_ok=True)  # it may be that of a process that still ends
         missing = [number for number in numbers if not paths[number].exists()]
-        units = maker.reader.units
+        units = maker.reader.splits
         sizes = [sum(units[unit].size for unit in part) for part in maker.parts]
         already = sum(sizes) - sum(sizes[number] for number in missing)
         if already:
@@ -143,7 +143,7 @@ class Builder:
         )  # fmt: skip
         written = Written()
         group = Group(reader, self._encoder, written.left_out, threads=False)
-        for unit, held in heldout_records(len(reader.units), self._config.heldout_every).items():
+        for unit, held in heldout_records(len(reader.splits), self._config.heldout_every).items():
             for candidate in reader.read(unit):
                 if candidate.number in held:
                     group.add(candidate, unit, heldout=True)
@@ -164,7 +164,7 @@ class Builder:
             self._report(f"data: {source.name}: nothing is held out: {what}")
         if +written.left_out:
             of = f" (of {written.candidates:,})" if written.candidates else ""
-            self._report(f"data: {source.name}: {left_out_summary(written.left_out)}{of}")
+            self._report(f"data: {source.name}: {skipped_summary(written.left_out)}{of}")
         record = SourceRecord(heldout=written.heldout_documents > 0, left_out=dict(+written.left_out))
         write_sealed(whole / "source.json", record.model_dump())
         sync_folder(whole)

@@ -15,7 +15,7 @@ from llmkit.data.building.opened import OpenedSource
 from llmkit.data.building.parts import group_units, part_bytes_of, training_records
 from llmkit.data.live.heldout import heldout_records
 from llmkit.data.sources.reader import SourceReader
-from llmkit.data.sources.records import LeftOut, Record
+from llmkit.data.sources.records import Record, Skipped
 from llmkit.data.tokens.encode import text_of
 from llmkit.data.tokens.make_tokenizer import files_beside, make_tokenizer
 from llmkit.data.tokens.tokenizer import Tokenizer
@@ -112,10 +112,10 @@ def _texts(config: schema.Data, sources: Sequence[OpenedSource]) -> Iterator[str
 def _places(config: schema.Data, source: OpenedSource) -> list[Iterator[Record]]:
     """The training records from some places of a source on."""
     if source.live is not None:
-        units = _spread(len(source.live.units))
+        units = _spread(len(source.live.splits))
         return [_live_records(source.live, unit, config.heldout_every) for unit in units]
     reader = source.reader(part_bytes_of(source.files))
-    parts = group_units(reader.units, part_bytes_of(source.files))
+    parts = group_units(reader.splits, part_bytes_of(source.files))
     return [
         training_records(reader, parts[number], number, config.heldout_every)
         for number in _spread(len(parts))
@@ -124,9 +124,9 @@ def _places(config: schema.Data, source: OpenedSource) -> list[Iterator[Record]]
 
 def _live_records(reader: SourceReader, unit: int, heldout_every: int) -> Iterator[Record]:
     """The training records of a unit of a live source."""
-    held = heldout_records(len(reader.units), heldout_every).get(unit, range(0))
+    held = heldout_records(len(reader.splits), heldout_every).get(unit, range(0))
     for candidate in reader.read(unit):
-        if not isinstance(candidate.record, LeftOut) and candidate.number not in held:
+        if not isinstance(candidate.record, Skipped) and candidate.number not in held:
             yield candidate.record
 
 

@@ -13,11 +13,11 @@ from llmkit.config import schema
 from llmkit.config.check import source_name
 from llmkit.data.live.source import known_files, open_reader
 from llmkit.data.sources.custom import CustomSpec, custom_spec
-from llmkit.data.sources.listing import File, examine, list_files
+from llmkit.data.sources.files import File, list_files, stat_files
 from llmkit.data.sources.reader import SourceReader
 from llmkit.data.sources.records import Policy
-from llmkit.data.sources.units import Unit, cut_into_units
-from llmkit.data.sources.urls import is_url, shown
+from llmkit.data.sources.splits import Split, split_files
+from llmkit.data.sources.urls import is_url, redact_url
 from llmkit.errors import UserError
 
 _NOT_OF_THE_TOKENS = {"path", "dataset", "live", "weight", "max_epochs", "heldout_path"}
@@ -49,7 +49,7 @@ class OpenedSource:
 
     def reader(self, unit_bytes: int) -> SourceReader:
         """Reads its records, in units of about so many bytes."""
-        units = cut_into_units(self.spec, self.files, unit_bytes, self.place)
+        units = split_files(self.spec, self.files, unit_bytes, self.place)
         return SourceReader(self.spec, self.name, self.place, self.errors, self.files, units)
 
     def described(self) -> dict[str, JsonValue]:
@@ -64,7 +64,7 @@ class OpenedSource:
         if isinstance(self.spec, CustomSpec):
             now = list_files(self.spec, self.place)
         else:
-            now = examine([file.path for file in self.files])
+            now = stat_files([file.path for file in self.files])
         if now != list(self.files):
             raise UserError(
                 f"source {self.name}: its files changed while they were read; run the same command again"
@@ -81,7 +81,7 @@ def read_twice(sources: Sequence[OpenedSource]) -> list[str]:
             if first.setdefault(path, source.name) != source.name:
                 shared.setdefault((first[path], source.name), []).append(file.path)
     return [
-        f"data: WARNING: {one} and {other} both read {shown(paths[0])}"
+        f"data: WARNING: {one} and {other} both read {redact_url(paths[0])}"
         + (f" and {len(paths) - 1} more files" if len(paths) > 1 else "")
         + ": what is held out of the one is trained on in the other"
         for (one, other), paths in shared.items()
@@ -93,7 +93,7 @@ class Found(NamedTuple):
     there is none. chats: whether its first record that can be used is a pair of chats."""
 
     files: Sequence[File]
-    units: Sequence[Unit]
+    units: Sequence[Split]
     mistake: str = ""
     chats: bool = False
 

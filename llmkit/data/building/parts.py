@@ -15,10 +15,10 @@ import numpy as np
 
 from llmkit.data.building.part_file import PartWriter, join
 from llmkit.data.shuffle import key, permute
-from llmkit.data.sources.listing import File
-from llmkit.data.sources.reader import Candidate, SourceReader
-from llmkit.data.sources.records import EMPTY, MENDED, SPELLED_END, Ids, LeftOut, Record
-from llmkit.data.sources.units import Unit
+from llmkit.data.sources.files import File
+from llmkit.data.sources.reader import RawRecord, SourceReader
+from llmkit.data.sources.records import EMPTY, REPAIRED, SPELLED_END, Ids, Record, Skipped
+from llmkit.data.sources.splits import Split
 from llmkit.data.tokens.encode import Encoded, RecordEncoder, text_of
 from llmkit.data.tokens.text_encoder import TIKTOKEN_AFTER
 from llmkit.data.tokens.tokenizer import utf8_size
@@ -42,7 +42,7 @@ def part_bytes_of(files: Sequence[File]) -> int:
     return min(max(sum(file.size for file in files) // PARTS, low), high)
 
 
-def group_units(units: Sequence[Unit], part_bytes: int) -> list[tuple[int, ...]]:
+def group_units(units: Sequence[Split], part_bytes: int) -> list[tuple[int, ...]]:
     """Numbers of neighbouring units, in groups of at least `part_bytes`; the last may be smaller."""
     groups: list[tuple[int, ...]] = []
     group: list[int] = []
@@ -137,7 +137,7 @@ def training_records(
     choose = HeldOutChoice(part, heldout_every)
     candidates = (candidate for unit in units for candidate in reader.read(unit))
     for number, candidate in enumerate(candidates):
-        if not choose(number) and not isinstance(candidate.record, LeftOut):
+        if not choose(number) and not isinstance(candidate.record, Skipped):
             yield candidate.record
 
 
@@ -158,14 +158,14 @@ class Group:
     _records: list[Record] = field(default_factory=list)
     _places: list[tuple[int, int, bool]] = field(default_factory=list)
 
-    def add(self, candidate: Candidate, unit: int, heldout: bool) -> None:
+    def add(self, candidate: RawRecord, unit: int, heldout: bool) -> None:
         """Take a candidate of a unit; what it lacks is counted."""
         record = candidate.record
-        if isinstance(record, LeftOut):
+        if isinstance(record, Skipped):
             self.left_out[record.reason] += 1
             return
-        if candidate.mended:
-            self.left_out[MENDED] += 1
+        if candidate.repaired:
+            self.left_out[REPAIRED] += 1
         self._records.append(record)
         self._places.append((unit, candidate.number, heldout))
         self.size += 4 * int(record.ids.size) if isinstance(record, Ids) else len(text_of(record))
@@ -175,7 +175,7 @@ class Group:
         found = []
         encoded = self.encoder.encode(self._records, self.threads) if self._records else []
         for index, (document, (_, _, heldout)) in enumerate(zip(encoded, self._places, strict=True)):
-            if not isinstance(document, LeftOut):
+            if not isinstance(document, Skipped):
                 found.append((document, heldout))
                 record = self._records[index]
                 if self.encoder.spells_end(record):
@@ -195,7 +195,7 @@ class Group:
     def _place(self, index: int) -> str:
         """Where a record of the group comes from, for messages."""
         unit, number, _ = self._places[index]
-        return self.reader.place(unit, number)
+        return self.reader.location(unit, number)
 
 
 class _Block:

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from llmkit.config import schema
 from llmkit.data.building.given import look_at
 from llmkit.data.building.opened import Found, OpenedSource, open_source
-from llmkit.data.sources.listing import File, is_remote
+from llmkit.data.sources.files import File, is_remote
 from llmkit.data.sources.reader import SourceReader
-from llmkit.data.sources.records import EMPTY, Chat, LeftOut, Preference, Record, left_out_summary
-from llmkit.data.sources.units import cut_into_units
+from llmkit.data.sources.records import EMPTY, Chat, Preference, Record, Skipped, skipped_summary
+from llmkit.data.sources.splits import split_files
 from llmkit.data.tokens.encode import RecordEncoder
 from llmkit.errors import RunFault, UserError, raise_together
 
@@ -37,7 +37,7 @@ def find_remote(config: schema.Data) -> dict[str, Found]:
             try:
                 source = open_source(config, number)
                 chats = _is_of_chats(_look_at_records(source))
-                units = source.live.units if source.live else []
+                units = source.live.splits if source.live else []
                 found[source.place] = Found(source.files, units, chats=chats)
             except UserError as error:
                 found[f"data.sources.{number}"] = Found([], [], str(error))
@@ -105,28 +105,28 @@ def _look_at_records(source: OpenedSource, encoder: RecordEncoder | None = None)
     first = ""
     files = _spread(source)
     for file in files:
-        units = cut_into_units(source.spec, [file], WHOLE_FILE, source.place)
+        units = split_files(source.spec, [file], WHOLE_FILE, source.place)
         reader = SourceReader(source.spec, source.name, source.place, source.errors, [file], units)
         for unit in range(len(units)):
             for candidate in reader.read(unit):
                 found: object = candidate.record
-                if encoder is not None and not isinstance(candidate.record, LeftOut):
+                if encoder is not None and not isinstance(candidate.record, Skipped):
                     found = encoder.encode([candidate.record])[0]
-                if not isinstance(found, LeftOut) and not isinstance(candidate.record, LeftOut):
+                if not isinstance(found, Skipped) and not isinstance(candidate.record, Skipped):
                     return candidate.record
-                assert isinstance(found, LeftOut)
+                assert isinstance(found, Skipped)
                 left_out[found.reason] += 1
                 if not first and found.reason != EMPTY:
-                    first = f"{reader.place(unit, candidate.number)}: {found.detail}"
+                    first = f"{reader.location(unit, candidate.number)}: {found.detail}"
                 if left_out.total() >= RECORDS:
                     if not first:  # empty records are none to lose: there may be others behind them
                         return None
                     raise UserError(
                         f"source {source.name}: none of its first {RECORDS:,} records can be used "
-                        f"({left_out_summary(left_out)}; {first})"
+                        f"({skipped_summary(left_out)}; {first})"
                     )
     if len(files) == len(source.files):
-        what = left_out_summary(left_out) or "its files hold no record"
+        what = skipped_summary(left_out) or "its files hold no record"
         raise UserError(
             f"source {source.name}: it has no usable document ({what}{'; ' if first else ''}{first})"
         )

@@ -19,11 +19,11 @@ from llmkit.config import schema
 from llmkit.data.live.heldout import heldout_records
 from llmkit.data.live.lanes import assign_splits, lane_sizes, lane_table, largest_share
 from llmkit.data.shuffle import Word, key
+from llmkit.data.sources.files import File
 from llmkit.data.sources.formats import format_of
-from llmkit.data.sources.listing import File
 from llmkit.data.sources.reader import SourceReader
-from llmkit.data.sources.units import Unit, cut_into_units
-from llmkit.data.sources.urls import shown
+from llmkit.data.sources.splits import Split, split_files
+from llmkit.data.sources.urls import redact_url
 from llmkit.data.tokens.encode import RecordEncoder
 
 VERSION = 2
@@ -42,13 +42,13 @@ def open_reader(
     setting: str,
     config: schema.Data,
     files: Sequence[File],
-    splits: Sequence[Unit] | None = None,
+    splits: Sequence[Split] | None = None,
 ) -> SourceReader:
     """Reads a live source, whose files are split here unless `splits` are given; setting: its dotted key."""
     if splits is None:
         low, high = SPLIT_BYTES
         wanted = -(-sum(file.size for file in files) // (SPLITS_PER_LANE * config.stream_shards))
-        splits = cut_into_units(spec, files, min(max(wanted, low), high), setting)
+        splits = split_files(spec, files, min(max(wanted, low), high), setting)
     return SourceReader(spec, name, setting, config.errors, files, splits)
 
 
@@ -111,13 +111,13 @@ class LiveSource:
     @cached_property
     def lane_splits(self) -> list[list[int]]:
         """Indices of the splits of each lane, ascending."""
-        sizes = [split.size for split in self.reader.units]
+        sizes = [split.size for split in self.reader.splits]
         return assign_splits(sizes, min(self.lane_limit, self._most_lanes), self.columns)
 
     @cached_property
     def lane_sizes(self) -> list[int]:
         """Size of each lane, in the bytes of its files."""
-        return lane_sizes(self.lane_splits, [split.size for split in self.reader.units])
+        return lane_sizes(self.lane_splits, [split.size for split in self.reader.splits])
 
     @cached_property
     def lane_table(self) -> np.ndarray:
@@ -137,7 +137,7 @@ class LiveSource:
         """
         spec, files = self.reader.spec, self.reader.files
         most = 0
-        for file, count in Counter(split.file for split in self.reader.units if split.size).items():
+        for file, count in Counter(split.file for split in self.reader.splits if split.size).items():
             form = format_of(spec, files[file].path)
             at_any_byte = form.kind == "lines" and form.compression is None
             most += -(-count // SPLITS_PER_LANE) if at_any_byte else count
@@ -166,7 +166,7 @@ class LiveSource:
             errors,
             self.heldout_every,
             [list(file) for file in known_files(self.reader.files)],
-            [list(split) for split in self.reader.units],
+            [list(split) for split in self.reader.splits],
         ]
         table = self.lane_table if len(self.lane_table) > 1 else self.lane_table[:, : self.lanes]
         content = [documents, self.lanes, self.window, table.ravel().tolist()]
@@ -178,11 +178,11 @@ class LiveSource:
 
     @cached_property
     def _heldout(self) -> dict[int, range]:
-        return heldout_records(len(self.reader.units), self.heldout_every)
+        return heldout_records(len(self.reader.splits), self.heldout_every)
 
     def file_of(self, split: int) -> str:
         """The file of a split, for messages."""
-        return shown(self.reader.files[self.reader.units[split].file].path)
+        return redact_url(self.reader.files[self.reader.splits[split].file].path)
 
     def reading(self, lane: int, split: int) -> str:
         """What a lane is reading, for messages."""
@@ -197,7 +197,7 @@ class LiveSource:
         splits = self.lane_splits[lane]
         words = (self.seed, SPLIT_STREAM, self.stream_id, lane, epoch)
         own = [splits[k] for k in shuffled(len(splits), *words)]
-        return own if index < len(own) else own + shuffled(len(self.reader.units), *words, WHOLE)
+        return own if index < len(own) else own + shuffled(len(self.reader.splits), *words, WHOLE)
 
     def window_order(self, count: int, lane: int, epoch: int, split: int, first: int) -> list[int]:
         """The order in which the `count` records of the window that begins at `first` are taken."""

@@ -29,8 +29,8 @@ import numpy as np
 from pydantic import Field, JsonValue, TypeAdapter, ValidationError
 
 from llmkit.data.live.source import LiveSource
-from llmkit.data.sources.reader import Candidate
-from llmkit.data.sources.records import EMPTY, MENDED, Chat, Ids, LeftOut, Pair, Record, Text
+from llmkit.data.sources.reader import RawRecord
+from llmkit.data.sources.records import EMPTY, REPAIRED, Chat, Ids, PromptCompletion, Record, Skipped, Text
 from llmkit.data.tokens.encode import Encoded
 from llmkit.errors import RunFault, UserError
 
@@ -89,7 +89,7 @@ class _Window(NamedTuple):
 
     cursor: Cursor
     split: int
-    records: list[Candidate]
+    records: list[RawRecord]
 
 
 class _Document(NamedTuple):
@@ -189,8 +189,8 @@ class Lane(Iterator[Row]):
             for record, content in self._encode(window.split, window.records):
                 if isinstance(content, Encoded):
                     self._has_document = True
-                    if record.mended and not is_inside:  # else an earlier row has counted it
-                        self._left_out[MENDED] += 1
+                    if record.repaired and not is_inside:  # else an earlier row has counted it
+                        self._left_out[REPAIRED] += 1
                     document = self._with_end(content, cursor)
                     if cursor.tokens >= document.tokens.size:
                         raise self._does_not_fit()
@@ -214,8 +214,8 @@ class Lane(Iterator[Row]):
         return _Document(tokens, targets, cursor)
 
     def _encode(
-        self, split: int, records: list[Candidate]
-    ) -> Iterator[tuple[Candidate, Encoded | LeftOut | None]]:
+        self, split: int, records: list[RawRecord]
+    ) -> Iterator[tuple[RawRecord, Encoded | Skipped | None]]:
         """Each record with its tokens, or why there are none; None where it is held out.
 
         Takes the records off the list, so that they do not stay in memory.
@@ -230,20 +230,20 @@ class Lane(Iterator[Row]):
             usable = {
                 each.number: each.record
                 for each in chosen
-                if each.number not in heldout and not isinstance(each.record, LeftOut)
+                if each.number not in heldout and not isinstance(each.record, Skipped)
             }
             encoded = dict(zip(usable, self._source.encoder.encode(list(usable.values())), strict=True))
             for number, content in encoded.items():
-                if isinstance(content, LeftOut) and content.reason != EMPTY and reader.errors == "raise":
+                if isinstance(content, Skipped) and content.reason != EMPTY and reader.errors == "raise":
                     raise UserError(
-                        f"source {reader.name}: {reader.place(split, number)}: {content.detail}; mend the "
+                        f"source {reader.name}: {reader.location(split, number)}: {content.detail}; mend the "
                         "record, or set data.errors to skip"
                     )
             for each in chosen:
                 if each.number in heldout:
                     yield each, None
                 else:
-                    yield each, each.record if isinstance(each.record, LeftOut) else encoded[each.number]
+                    yield each, each.record if isinstance(each.record, Skipped) else encoded[each.number]
 
     def _windows(self) -> Iterator[_Window]:
         """The windows of the lane's splits, epoch after epoch; ends behind the last one."""
@@ -251,7 +251,7 @@ class Lane(Iterator[Row]):
         own, most = len(source.lane_splits[lane]), source.max_epochs
         epoch, index, first, hint, *_ = self._start
         order = source.split_order(lane, epoch, index)
-        if self._start != Cursor() and index >= own + len(source.reader.units):
+        if self._start != Cursor() and index >= own + len(source.reader.splits):
             raise self._does_not_fit()
         while most is None or epoch < most:
             while index < len(order):
@@ -269,11 +269,11 @@ class Lane(Iterator[Row]):
                 return
             order = source.split_order(lane, epoch, index)
 
-    def _next_window(self, records: Iterator[Candidate], cursor: Cursor, split: int) -> _Window | None:
+    def _next_window(self, records: Iterator[RawRecord], cursor: Cursor, split: int) -> _Window | None:
         found = list(_take(records, self._source.window))
         if not found:
             return None
-        cursor = cursor._replace(first=found[0].number, hint=found[0].hint)
+        cursor = cursor._replace(first=found[0].number, hint=found[0].seek_hint)
         order = self._source.window_order(len(found), self._lane, cursor.epoch, split, cursor.first)
         return _Window(cursor, split, [found[k] for k in order])
 
@@ -297,7 +297,7 @@ class Lane(Iterator[Row]):
         return UserError(f"{self._where}: the checkpoint's cursor does not fit the files of the source")
 
 
-def _take(records: Iterator[Candidate], count: int) -> Iterator[Candidate]:
+def _take(records: Iterator[RawRecord], count: int) -> Iterator[RawRecord]:
     """The next records, as many as a window holds."""
     size = 0
     for record in islice(records, count):
@@ -307,12 +307,12 @@ def _take(records: Iterator[Candidate], count: int) -> Iterator[Candidate]:
             return
 
 
-def _size(record: Record | LeftOut) -> int:
+def _size(record: Record | Skipped) -> int:
     """About how many characters a record has."""
     match record:
         case Chat(messages):
             return sum(len(message["content"]) for message in messages)
-        case Pair(prompt, completion):
+        case PromptCompletion(prompt, completion):
             return len(prompt) + len(completion)
         case Ids(ids):
             return 4 * int(ids.size)

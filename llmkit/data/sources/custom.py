@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -9,15 +10,8 @@ from typing import Any
 from pydantic import ConfigDict, Field
 
 from llmkit.config import entries, schema
-from llmkit.data.sources.records import (
-    NO_FIELD,
-    NO_OBJECT,
-    Extracted,
-    Extractor,
-    LeftOut,
-    extras_of,
-    fields_of,
-)
+from llmkit.data.sources.extract import NO_FIELD, NO_OBJECT, Extracted, Extractor, extras_of, fields_of
+from llmkit.data.sources.records import Skipped
 from llmkit.errors import RunFault, UserError
 from llmkit.registry import find
 
@@ -66,48 +60,48 @@ class CustomSpec(schema.Source):
         """Stands for a unit where others have the path of a file."""
         return f"{SCHEME}{self.type}/{unit}"
 
-    def sized_units(self, place: str) -> list[tuple[str, int, str]]:
-        """Path, size and fingerprint of each unit; place: key of the settings.
+    def sized_units(self, setting: str) -> list[tuple[str, int, str]]:
+        """Path, size and fingerprint of each unit; setting: key of the source's settings.
 
         Raises UserError where there is none, or two have the same name, and RunFault where the source fails.
         """
-        try:
-            units = [str(unit) for unit in self.source.units()]
-            known = [(max(1, int(self.source.size(u))), str(self.source.fingerprint(u))) for u in units]
-        except (UserError, RunFault):
-            raise
-        except Exception as error:
-            what = f"{place}: the source {self.type} cannot be opened ({type(error).__name__}: {error})"
-            raise RunFault(what) from error
+        source = self.source
+        with _faults_of(f"{setting}: the source {self.type} cannot be opened"):
+            units = [str(unit) for unit in source.units()]
+            facts = [(max(1, int(source.size(unit))), str(source.fingerprint(unit))) for unit in units]
         if not units or len(set(units)) < len(units):
             wrong = "has units of the same name" if units else "has no units, so there is nothing to read"
-            raise UserError(f"{place}: the source {self.type} {wrong}")
-        return [(self.path_of(unit), *facts) for unit, facts in zip(units, known, strict=True)]
+            raise UserError(f"{setting}: the source {self.type} {wrong}")
+        return [(self.path_of(unit), *each) for unit, each in zip(units, facts, strict=True)]
 
     def extract(self, path: str, first: int, extractor: Extractor) -> Iterator[Extracted]:
         """The records of a unit from number `first` on. Raises RunFault, which names it, where that fails."""
         unit = path.removeprefix(self.path_of(""))
-        try:
+        with _faults_of(f"{path}: cannot be read"):
             for record in self.source.read(unit, first):
                 yield self._one(record, extractor)
-        except (UserError, RunFault, GeneratorExit):
-            raise
-        except Exception as error:
-            raise RunFault(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
 
     def _one(self, record: object, extractor: Extractor) -> Extracted:
         fields = list(fields_of(self).values())
         if isinstance(record, str) and self.record == "text":
             return extractor.from_values((record,))
         if not isinstance(record, Mapping):
-            return Extracted(
-                LeftOut(NO_OBJECT, f"the record is {type(record).__name__}, not a mapping of fields")
-            )
+            what = f"the record is {type(record).__name__}, not a mapping of fields"
+            return Skipped(NO_OBJECT, what), False
         if missing := [field for field in fields if field not in record]:
-            return Extracted(LeftOut(NO_FIELD, f"the record has no field {missing[0]!r}"))
-        return extractor.from_values(
-            (*(record[field] for field in fields), *map(record.get, extras_of(self)))
-        )
+            return Skipped(NO_FIELD, f"the record has no field {missing[0]!r}"), False
+        return extractor.from_values((*map(record.get, fields), *map(record.get, extras_of(self))))
+
+
+@contextlib.contextmanager
+def _faults_of(what: str) -> Iterator[None]:
+    """An exception of a plugin becomes a RunFault that begins with `what`."""
+    try:
+        yield
+    except (UserError, RunFault):
+        raise
+    except Exception as error:
+        raise RunFault(f"{what} ({type(error).__name__}: {error})") from error
 
 
 def custom_spec(spec: schema.Source) -> schema.Source:

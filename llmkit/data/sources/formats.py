@@ -1,4 +1,4 @@
-"""How the files of a source are laid out, told by the source's type and a file's name."""
+"""How the files of a source are laid out, by the source's type and a file's name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from llmkit.config import schema
 from llmkit.data.sources.custom import CustomSpec
-from llmkit.data.sources.urls import shown
+from llmkit.data.sources.urls import redact_url
 from llmkit.errors import UserError
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
@@ -30,11 +30,10 @@ _OTHER_COMPRESSIONS = frozenset({".bz2", ".xz", ".zip", ".lz4", ".7z", ".rar", "
 
 
 class Format(NamedTuple):
-    """How a file is cut into candidates.
+    """How a file is cut into records.
 
-    kind: document = the file is one; lines = parts between separators; parquet, arrow = rows; records = those
-    of a registered source. separator:
-    between the parts. is_json: parts are JSON objects, not text. compression: Arrow's name of it.
+    kind: document = the file is one; lines = what is between separators; parquet, arrow = rows; records =
+    those of a registered source. is_json: JSON objects, not text. compression: Arrow's name of it.
     """
 
     kind: Literal["document", "lines", "parquet", "arrow", "records"]
@@ -44,15 +43,19 @@ class Format(NamedTuple):
 
 
 def format_of(spec: schema.Source, path: str) -> Format:
-    """The format of a file; raises UserError where it cannot be read."""
+    """The format of a file; raises UserError where it cannot be read.
+
+    >>> format_of(schema.Source(type="jsonl"), "a.jsonl.gz")
+    Format(kind='lines', separator=b'\\n', is_json=True, compression='gzip')
+    """
     if isinstance(spec, CustomSpec):
         return Format("records")
-    suffix, compression = suffixes_of(path)
+    name, (suffix, compression) = redact_url(path), suffixes_of(path)
     kind: str = spec.type
     if kind == "hub":
         if "::" in path or suffix not in _HUB_SUFFIXES:
             raise UserError(
-                f"{shown(path)}: files of this kind are not read; of a dataset's files those that end in "
+                f"{name}: files of this kind are not read; of a dataset's files those that end in "
                 f"{', '.join(sorted(_HUB_SUFFIXES))} are, the last five also with .gz or .zst"
             )
         kind = _HUB_SUFFIXES[suffix]
@@ -61,11 +64,11 @@ def format_of(spec: schema.Source, path: str) -> Format:
     if kind == "arrow":
         return Format("arrow")
     if suffix in _OTHER_COMPRESSIONS:
-        raise UserError(f"{shown(path)}: {suffix} is not unpacked; compress it as .zst or .gz, or not at all")
+        raise UserError(f"{name}: {suffix} is not unpacked; compress it as .zst or .gz, or not at all")
     if kind == "jsonl":
         return Format("lines", b"\n", True, compression)
     if spec.record != "text":
-        raise UserError(f"{shown(path)}: is text, which holds no records of the kind {spec.record}")
+        raise UserError(f"{name}: is text, which holds no records of the kind {spec.record}")
     if spec.type == "hub":  # a line is a row, as `datasets` reads these files
         return Format("lines", b"\n", False, compression)
     if spec.separator:

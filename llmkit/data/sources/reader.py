@@ -1,134 +1,178 @@
-"""The records of a source, unit by unit, from any candidate on."""
+"""The records of a source, split by split, from any record on."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from llmkit.config import schema
+from llmkit.data.sources.byte_reader import ByteReader
 from llmkit.data.sources.custom import CustomSpec
+from llmkit.data.sources.extract import Extracted, Extractor
+from llmkit.data.sources.files import File
 from llmkit.data.sources.formats import Format, format_of
-from llmkit.data.sources.lines import parts_of, whole
-from llmkit.data.sources.listing import File
-from llmkit.data.sources.records import EMPTY, TOO_LONG, Extracted, Extractor, LeftOut, Policy, Record
-from llmkit.data.sources.remote import RandomFile
-from llmkit.data.sources.units import Unit
-from llmkit.data.sources.urls import is_url, shown
+from llmkit.data.sources.records import EMPTY, TOO_LONG, Policy, Record, Skipped
+from llmkit.data.sources.splits import Split
+from llmkit.data.sources.text_files import read_all, read_records
+from llmkit.data.sources.urls import is_url, redact_url
 from llmkit.errors import UserError
 
 
-class Candidate(NamedTuple):
-    """What a unit has at a number.
+class RawRecord(NamedTuple):
+    """A record of a split, not yet tokenized.
 
-    number: counted within the unit before anything of it is decoded. hint: for `SourceReader.read`, to come
-    back here fast. record: or why there is none. mended: U+FFFD stands in it for bytes that are no UTF-8.
+    number: in the split, from 0 on, counted before anything of it is decoded. seek_hint: for
+    `SourceReader.read`, to come back here fast. record: or why there is none. repaired: U+FFFD stands in it
+    for bytes that are no UTF-8.
     """
 
     number: int
-    hint: int
-    record: Record | LeftOut
-    mended: bool
+    seek_hint: int
+    record: Record | Skipped
+    repaired: bool
+
+    @property
+    def mended(self) -> bool:
+        """Old name, until all callers have the new one."""
+        return self.repaired
+
+    @property
+    def hint(self) -> int:
+        """Old name, until all callers have the new one."""
+        return self.seek_hint
 
 
+Candidate = RawRecord
+"""Old name, until all callers have the new one."""
+
+
+class SkippedAt(NamedTuple):
+    """A record that cannot be used. location: "file.jsonl:17", as in messages."""
+
+    location: str
+    skipped: Skipped
+
+
+@dataclass(frozen=True, eq=False)
 class SourceReader:
-    """Reads the units of one source; can be sent to other processes.
+    """Reads the splits of one source; can be sent to other processes.
 
-    spec: the source's settings. name, place: the source's name and the key of its settings, for messages.
-    errors: what to do with a bad candidate: leave it out, put U+FFFD for what is no UTF-8, or raise. An empty
-    one is nothing to lose: all three leave it out. files, units: from list_files and cut_into_units.
+    spec: the source's settings. name, setting: the source's name and the key of its settings, for messages.
+    errors: what to do with a record that cannot be used: skip it, put U+FFFD for what is no UTF-8, or raise.
+    An empty one is nothing to lose: all three skip it. files, splits: from list_files and split_files.
     """
 
-    def __init__(
-        self,
-        spec: schema.Source,
-        name: str,
-        place: str,
-        errors: Policy,
-        files: Sequence[File],
-        units: Sequence[Unit],
-    ) -> None:
-        self.spec, self.name, self.setting, self.errors = spec, name, place, errors
-        self.files, self.units = tuple(files), tuple(units)
+    spec: schema.Source
+    name: str
+    setting: str
+    errors: Policy
+    files: Sequence[File]
+    splits: Sequence[Split]
 
-    def read(self, unit: int, first: int = 0, hint: int = 0) -> Iterator[Candidate]:
-        """Candidates `first`, `first` + 1, ... of a unit, in order.
+    @property
+    def units(self) -> Sequence[Split]:
+        """Old name, until all callers have the new one."""
+        return self.splits
 
-        hint: that of the candidate `first`, if it was read before, else 0.
-        Raises RunFault where a file cannot be read, is damaged or has changed, and UserError at a bad
-        candidate if `errors` says so.
+    def place(self, split: int, index: int) -> str:
+        """Old name, until all callers have the new one."""
+        return self.location(split, index)
+
+    def read(self, split: int, first: int = 0, seek_hint: int = 0) -> Iterator[RawRecord]:
+        """Records `first`, `first` + 1, ... of a split, in order.
+
+        seek_hint: that of the record `first`, if it was read before, else 0.
+        Raises RunFault where a file cannot be read, is damaged or has changed, and UserError at a record that
+        cannot be used if `errors` says so.
         """
-        part = self.units[unit]
-        extractor = Extractor(self.spec, mend=self.errors == "replace")
-        form = format_of(self.spec, self.files[part.file].path)
-        for number, place, (record, mended) in self._extract(part, form, extractor, first, hint):
-            if self.errors == "raise" and isinstance(record, LeftOut) and record.reason != EMPTY:
-                where = self.place(unit, number)
+        for index, hint, (record, repaired) in self._extract(self.splits[split], first, seek_hint):
+            if self.errors == "raise" and isinstance(record, Skipped) and record.reason != EMPTY:
+                where = self.location(split, index)
                 raise UserError(
                     f"{where}: {record.detail}; mend the file, or set data.errors to skip or replace"
                 )
-            yield Candidate(number, place, record, mended)
+            yield RawRecord(index, hint, record, repaired)
 
-    def _extract(
-        self, unit: Unit, form: Format, extractor: Extractor, first: int, hint: int
-    ) -> Iterator[tuple[int, int, Extracted]]:
-        """Number, hint and record."""
+    def skipped(self) -> Iterator[SkippedAt]:
+        """The records of the source that cannot be used, in order; reads it as a whole, tokenizes nothing."""
+        reader = dataclasses.replace(self, errors="skip") if self.errors == "raise" else self
+        before, file = 0, None
+        for index, split in enumerate(self.splits):
+            before, file = before if split.file == file else 0, split.file
+            count = 0
+            for raw in reader.read(index):
+                count += 1
+                if isinstance(raw.record, Skipped):
+                    yield SkippedAt(self._location(split, raw.number, before), raw.record)
+            before += count
+
+    def location(self, split: int, index: int) -> str:
+        """Where a record is, for messages: "file.jsonl:17", "file.parquet, row 17".
+
+        Reads the file up to the split where it is local; of a remote file the location is one in the split.
+        """
+        where = self.splits[split]
+        file = self.files[where.file]
+        form = format_of(self.spec, file.path)
+        if form.kind in ("lines", "parquet", "arrow") and where.start > 0:
+            if is_url(file.path):
+                what = {"lines": "byte", "parquet": "row group", "arrow": "record batch"}[form.kind]
+                return f"{redact_url(file.path)}, number {index + 1} from {what} {where.start} on"
+            with ByteReader(file) as opened:
+                if form.kind == "lines":
+                    before = sum(1 for _ in read_records(opened, form, 0, where.start))
+                else:
+                    before = sum(1 for _ in self._rows(opened, form, 0, where.start, 0))
+            return self._location(where, index, before)
+        return self._location(where, index, 0)
+
+    def _location(self, split: Split, index: int, before: int) -> str:
+        """before: records of the file before the split."""
+        form = format_of(self.spec, self.files[split.file].path)
+        if form.kind == "document":
+            return redact_url(self.files[split.start + index].path)
+        name, number = redact_url(self.files[split.file].path), before + index + 1
+        if form.separator == b"\n":
+            return f"{name}:{number}"
+        what = {"lines": "document", "records": "record"}.get(form.kind, "row")
+        return f"{name}, {what} {number}"
+
+    def _extract(self, split: Split, first: int, seek_hint: int) -> Iterator[tuple[int, int, Extracted]]:
+        """Index, seek hint and record."""
+        extractor = Extractor(self.spec, repair=self.errors == "replace")
+        file = self.files[split.file]
+        form = format_of(self.spec, file.path)
         if isinstance(self.spec, CustomSpec):
-            records = self.spec.extract(self.files[unit.file].path, first, extractor)
-            yield from ((number, 0, record) for number, record in enumerate(records, first))
+            for index, found in enumerate(self.spec.extract(file.path, first, extractor), first):
+                yield index, 0, found
         elif form.kind == "document":
-            for number in range(first, unit.end - unit.start):
-                with RandomFile(self.files[unit.start + number]) as file:
-                    content = whole(file, format_of(self.spec, file.file.path))
-                yield number, 0, self._too_long(form) if content is None else extractor.from_text(content)
+            for index in range(first, split.end - split.start):
+                with ByteReader(self.files[split.start + index]) as opened:
+                    content = read_all(opened, format_of(self.spec, opened.file.path))
+                yield index, 0, self._too_long(form) if content is None else extractor.from_text(content)
         elif form.kind == "lines":
             extract = extractor.from_json if form.is_json else extractor.from_text
-            with RandomFile(self.files[unit.file], until=unit.end) as file:
-                for number, place, part in parts_of(file, form, unit.start, unit.end, first, hint):
-                    yield number, place, self._too_long(form) if part is None else extract(part)
+            with ByteReader(file, until=split.end) as opened:
+                for index, hint, content in read_records(
+                    opened, form, split.start, split.end, first, seek_hint
+                ):
+                    yield index, hint, self._too_long(form) if content is None else extract(content)
         else:
-            with RandomFile(self.files[unit.file]) as file:
-                for number, values in enumerate(self._rows(file, form, unit.start, unit.end, first), first):
-                    yield number, 0, extractor.from_values(values)
+            with ByteReader(file) as opened:
+                rows = self._rows(opened, form, split.start, split.end, first)
+                for index, values in enumerate(rows, first):
+                    yield index, 0, extractor.from_values(values)
 
     def _too_long(self, form: Format) -> Extracted:
         what = "the line" if form.separator == b"\n" else "the document"
         remedy = "" if self.spec.type != "text" else f"; {self.setting}.separator cuts a text into documents"
-        return Extracted(LeftOut(TOO_LONG, f"{what} is {TOO_LONG}{remedy}"))
+        return Skipped(TOO_LONG, f"{what} is {TOO_LONG}{remedy}"), False
 
     def _rows(
-        self, file: RandomFile, form: Format, start: int, end: int, first: int
+        self, file: ByteReader, form: Format, start: int, end: int, first: int
     ) -> Iterator[tuple[Any, ...]]:
-        from llmkit.data.sources import tables  # imports Arrow, which other files do not need
+        from llmkit.data.sources.tables import rows_of  # imports Arrow, which other files do not need
 
-        rows_of = tables.parquet_rows if form.kind == "parquet" else tables.arrow_rows
-        return rows_of(file, self.spec, self.setting, start, end, first)
-
-    def place(self, unit: int, number: int) -> str:
-        """Where a candidate is, for messages: "file.jsonl:17", "file.parquet, row 17".
-
-        Reads the file up to the unit where it is local; of a remote file it tells the place in the unit.
-        """
-        part = self.units[unit]
-        file = self.files[part.file]
-        form = format_of(self.spec, file.path)
-        name = shown(file.path)
-        if form.kind == "records":
-            return f"{name}, record {number + 1}"
-        if form.kind == "document":
-            return shown(self.files[part.start + number].path)
-        if part.start > 0 and is_url(file.path):
-            what = {"lines": "byte", "parquet": "row group", "arrow": "record batch"}[form.kind]
-            return f"{name}, number {number + 1} from {what} {part.start} on"
-        count = self._before(part, file, form) + number + 1
-        if form.kind == "lines":
-            return f"{name}:{count}" if form.separator == b"\n" else f"{name}, document {count}"
-        return f"{name}, row {count}"
-
-    def _before(self, unit: Unit, file: File, form: Format) -> int:
-        """Candidates of a file before a unit."""
-        if unit.start == 0:
-            return 0
-        with RandomFile(file) as opened:
-            if form.kind == "lines":
-                return sum(1 for _ in parts_of(opened, form, 0, unit.start))
-            return sum(1 for _ in self._rows(opened, form, 0, unit.start, 0))
+        return rows_of(file, form.kind, self.spec, self.setting, start, end, first)

@@ -1,164 +1,230 @@
-"""Reading bytes of a file at any place: of a local one, or of a remote one that fails now and then."""
+"""A remote file: its size and ETag, and byte ranges of it, one request at a time.
+
+Web servers are asked through fsspec's aiohttp session and S3 through s3fs's client, so that the answer itself
+shows whether it is still the file that was listed, and so that what came before a connection broke is kept.
+All other stores are asked by fsspec's `cat_file`, in a thread that is abandoned if it hangs.
+"""
 
 from __future__ import annotations
 
-import os
-import random
-import threading
-from concurrent.futures import Future
-from types import TracebackType
-from typing import NamedTuple
+from collections.abc import AsyncIterable, Callable, Mapping
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
-from llmkit.data.sources import fetch
-from llmkit.data.sources.attempts import ChangedError, FailedError, in_thread
-from llmkit.data.sources.heads import Head
-from llmkit.data.sources.listing import File
-from llmkit.data.sources.urls import is_url, shown
-from llmkit.errors import RunFault
+from llmkit.data.sources.retries import (
+    MISSING,
+    TRANSIENT,
+    RequestError,
+    Value,
+    http_answer,
+    in_thread,
+    one_line,
+    seconds_of,
+)
+from llmkit.data.sources.urls import redact_url
+from llmkit.errors import UserError
 
-BLOCK_BYTES = 2 << 20
-"""Read at a time, and ahead, where a remote file is read from one place on."""
-FIRST_BYTES = 256 << 10
-"""Read at the least from a remote file at a new place."""
-SMALLEST_BYTES = 64 << 10
-"""Asked for at the least after failures: a connection that breaks early still gets on."""
-
-
-class Patience(NamedTuple):
-    """How much is borne. retries: attempts without a byte received, after the first. first_delay: seconds
-    before the second attempt; each later one waits twice as long, 30 s at most. stall_seconds: without a
-    byte, an attempt has failed."""
-
-    retries: int = 5
-    first_delay: float = 1.0
-    stall_seconds: float = 30.0
+WEB, S3 = ("http", "https"), ("s3", "s3a")
+"""Schemes of web servers, and of S3 and stores that speak its language."""
+_DRIVERS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
+_CHUNK_BYTES = 64 << 10
+_ETAGS = ("ETag", "etag", "blob_id", "xet_hash", "md5Hash", "checksum")
+_TIMES = ("LastModified", "last_modified", "updated", "mtime", "created")
+"""What stores call that by which a change of a file shows, the best first."""
 
 
-PATIENCE = Patience()
+class FileStat(NamedTuple):
+    """What a store says of a file. size: bytes. tag: ETag, checksum or time of the last change, else ""."""
+
+    size: int
+    tag: str
 
 
-class RandomFile:
-    """A file to read at any place; a context manager.
+class ChangedError(RequestError):
+    """The file is not the one that was listed."""
 
-    until: where a sequential reader will end, so that no more is read ahead.
-    Raises RunFault where the file cannot be read, or is no longer the one that was listed.
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, final=True)
+
+
+def stat_of_info(info: Mapping[str, Any]) -> FileStat:
+    """Size and tag by fsspec's `info`; raises RequestError where the store does not tell the size."""
+    size = info.get("size")
+    if size is None:
+        raise RequestError("the store does not tell the file's size", final=True)
+    return FileStat(int(size), next((str(info[key]) for key in _ETAGS + _TIMES if info.get(key)), ""))
+
+
+def stat_of_answer(status: int, reason: str | None, headers: Mapping[str, str], start: int) -> FileStat:
+    """Size and tag by an answer to a request for a range from `start` on; raises RequestError if it has none.
+
+    >>> stat_of_answer(206, "OK", {"ETag": '"a1"', "Content-Range": "bytes 100-199/5000"}, 100)
+    FileStat(size=5000, tag='"a1"')
     """
+    tag = headers.get("ETag") or headers.get("Last-Modified") or ""
+    sent, _, total = headers.get("Content-Range", "").partition("/")
+    # 416: the file ends before the range.
+    if total.isdecimal() and (status == 416 or (status == 206 and sent.startswith(f"bytes {start}-"))):
+        return FileStat(int(total), tag)
+    if status in (200, 206):
+        raise RequestError("the server does not serve parts of files (byte ranges); download the file", True)
+    failure, wait = f"HTTP {status} {reason or ''}".strip(), seconds_of(headers.get("Retry-After"))
+    raise RequestError(failure, status not in TRANSIENT, status in MISSING, wait)
 
-    def __init__(self, file: File, patience: Patience | None = None, until: int | None = None) -> None:
-        self.file, self.name = file, shown(file.path)
-        self._until = file.size if until is None else until
-        self._handle: int | None = None
-        self._remote: _Remote | None = None
-        if is_url(file.path):
-            self._remote = _Remote(file, patience or PATIENCE)
-        else:
-            try:
-                self._handle = os.open(file.path, os.O_RDONLY)
-            except OSError as error:
-                raise RunFault(f"{self.name}: cannot be read ({error.strerror})") from error
-        self._start, self._block = 0, b""  # the part of the file at hand
-        self._ahead: Future[bytes] | None = None  # the part that follows it
 
-    def __enter__(self) -> RandomFile:
-        return self
+def check_unchanged(expected: FileStat, now: FileStat) -> None:
+    """Raises ChangedError unless a file is still what it was."""
+    if now.size != expected.size:
+        raise ChangedError(f"it had {expected.size} bytes and has {now.size}")
+    if expected.tag and now.tag and now.tag != expected.tag:
+        raise ChangedError(f"its tag was {expected.tag} and is {now.tag}")
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
-    def close(self) -> None:
-        """No reading after this; what is read ahead is given up."""
-        if self._handle is not None:
-            os.close(self._handle)
-        if self._remote is not None:
-            self._remote.closed.set()
-        self._handle = self._remote = self._ahead = None
+def open_filesystem(url: str, stall_seconds: float) -> tuple[Any, str]:
+    """fsspec's file system for a URL, and the path in it.
 
-    def read_at(self, start: int, count: int) -> bytes:
-        """Bytes [start, start + count); fewer only at the end of the file."""
-        count = min(count, self.file.size - start)
-        if self._handle is not None:
-            return self._read_local(self._handle, start, count)
-        parts = []
-        while count > 0:
-            offset = start - self._start
-            if not 0 <= offset < len(self._block):
-                self._load(start, count)
-                offset = 0
-            parts.append(self._block[offset : offset + count])
-            start, count = start + len(parts[-1]), count - len(parts[-1])
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+    Raises UserError for what is no valid URL, and where the driver is missing.
+    """
+    import fsspec
 
-    def _read_local(self, handle: int, start: int, count: int) -> bytes:
-        parts = []
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # whose text may hold a password
+        raise UserError(f"{redact_url(url)}: is no valid URL: no host can be read in it") from None
+    scheme, options = parts.scheme.lower(), dict[str, Any]()
+    if scheme in (*S3, "gs", "gcs") and "@" in parts.netloc:  # which would be taken for the bucket
+        raise UserError(
+            f"{redact_url(url)}: keys belong in the environment or the cloud's own files, not in the address"
+        )
+    try:
+        if scheme in S3:
+            limits = {"connect_timeout": stall_seconds, "read_timeout": stall_seconds}
+            options["config_kwargs"] = {**limits, "retries": {"total_max_attempts": 1}}
+        if scheme in WEB:
+            import aiohttp
+
+            timeout = aiohttp.ClientTimeout(total=None, sock_connect=stall_seconds, sock_read=stall_seconds)
+            options["client_kwargs"] = {"timeout": timeout, "trust_env": True}  # heeds HTTPS_PROXY
+        filesystem, path = fsspec.core.url_to_fs(url, **options)
+        if scheme in S3:
+            filesystem.retries = 1  # only `with_retries` makes a request again
+    except ImportError as error:
+        driver = _DRIVERS.get(scheme)
+        remedy = f"pip install {driver}" if driver else str(error)
+        raise UserError(f"{redact_url(url)}: {scheme}:// needs one more package: {remedy}") from error
+    except ValueError as error:
+        raise UserError(f"{redact_url(url)}: cannot be opened ({one_line(error)})") from error
+    return filesystem, path
+
+
+def remote_file(url: str, stall_seconds: float) -> RemoteFile:
+    """A file by its URL; see `open_filesystem`."""
+    filesystem, path = open_filesystem(url, stall_seconds)
+    scheme = urlsplit(url).scheme.lower()
+    kind = _WebFile if scheme in WEB else _S3Object if scheme in S3 else RemoteFile
+    return kind(filesystem, path, stall_seconds)
+
+
+class RemoteFile:
+    """A file that fsspec reads. Its methods raise what the store's library raises: see `with_retries`."""
+
+    def __init__(self, filesystem: Any, path: str, stall_seconds: float) -> None:
+        self._filesystem, self._path, self._limit = filesystem, path, stall_seconds
+        self._is_checked = False
+        # The hub's files are otherwise read 5 MiB further than asked for.
+        self._options = {"cache_type": "none"} if "hf" in filesystem.protocol else {}
+
+    def stat(self) -> FileStat:
+        """What the store says now, or has said when the file was listed."""
+        return stat_of_info(self._limited(lambda: self._filesystem.info(self._path)))
+
+    def read(self, start: int, count: int, expected: FileStat) -> bytes:
+        """Bytes from `start` on, fewer if the connection broke; raises ChangedError for another file."""
+        # An answer has no tag: the file is compared before the first range, and after a failure.
+        if not self._is_checked:
+            if not self._options:  # the hub's addresses name a commit, whose files never change
+                self._filesystem.invalidate_cache(self._path)
+            check_unchanged(expected, self.stat())
+        self._is_checked = False
+        # By name: file systems differ in the order of arguments.
+        read, end = self._filesystem.cat_file, start + count
+        content = self._limited(lambda: read(self._path, start=start, end=end, **self._options))
+        self._is_checked = len(content) == count
+        if not self._is_checked:
+            self._filesystem.invalidate_cache()
+        return content
+
+    def _limited(self, request: Callable[[], Value]) -> Value:
         try:
-            status = os.fstat(handle)
-            if status.st_size != self.file.size or self.file.stamp not in (0, status.st_mtime_ns):
-                raise RunFault(_changed(self.name, "its size or time of change is another"))
-            while count > 0 and (part := os.pread(handle, count, start)):
-                parts.append(part)
-                start, count = start + len(part), count - len(part)
+            return in_thread(request).result(self._limit)
+        except TimeoutError:
+            raise RequestError(f"no answer in {self._limit:g} s", final=False) from None
+
+    def _await(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What a coroutine returns, in the event loop of the store's library."""
+        from fsspec.asyn import sync
+
+        return sync(self._filesystem.loop, function, *arguments)
+
+
+class _WebFile(RemoteFile):
+    """A file of a web server."""
+
+    def stat(self) -> FileStat:
+        # The request that reading makes: shows whether the server serves ranges at all.
+        return self._await(self._request, 0, 1, None)[0]
+
+    def read(self, start: int, count: int, expected: FileStat) -> bytes:
+        return self._await(self._request, start, count, expected)[1]
+
+    async def _request(self, start: int, count: int, expected: FileStat | None) -> tuple[FileStat, bytes]:
+        session = await self._filesystem.set_session()
+        headers = {"Range": _range(start, count), "Accept-Encoding": "identity"}
+        async with session.get(self._filesystem.encode_url(self._path), headers=headers) as answer:
+            stat = stat_of_answer(answer.status, answer.reason, answer.headers, start)
+            if expected is not None:
+                check_unchanged(expected, stat)
+            return stat, await _received(answer.content.iter_any(), count) if answer.status == 206 else b""
+
+
+class _S3Object(RemoteFile):
+    """An object of S3. `cat_file` of s3fs would begin a broken range again, and does not tell the ETag."""
+
+    def read(self, start: int, count: int, expected: FileStat) -> bytes:
+        bucket, key, _ = self._filesystem.split_path(self._path)
+        where = {"Bucket": bucket, "Key": key, "Range": _range(start, count)}
+        try:
+            answer = self._filesystem.call_s3("get_object", **where)
         except OSError as error:
-            raise RunFault(f"{self.name}: cannot be read at byte {start} ({error.strerror})") from error
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+            if http_answer(error)[0] == 416:
+                what = f"it had {expected.size} bytes and ends before byte {start}"
+                raise ChangedError(what) from error
+            raise
+        return self._await(self._content, answer, start, count, expected)
 
-    def _load(self, start: int, count: int) -> None:
-        """Make the part from `start` on the one at hand."""
-        assert self._remote is not None, "the file is closed"
-        goes_on = start == self._start + len(self._block) and start > 0
-        ahead, self._ahead = self._ahead, None
-        if goes_on and ahead is not None:
-            self._start, self._block = start, ahead.result()
-        else:
-            size = BLOCK_BYTES if goes_on else min(max(count, FIRST_BYTES), BLOCK_BYTES)
-            size = min(size, max(count, self._until - start), self.file.size - start)
-            self._start, self._block = start, self._remote.fetch(start, size)
-        if goes_on or count > len(self._block):
-            after, remote = self._start + len(self._block), self._remote
-            wanted = max(count - len(self._block), self._until - after)
-            size = min(BLOCK_BYTES, wanted, self.file.size - after)
-            if size > 0:
-                self._ahead = in_thread(lambda: remote.fetch(after, size))
+    async def _content(self, answer: Any, start: int, count: int, expected: FileStat) -> bytes:
+        headers = {"ETag": answer.get("ETag", ""), "Content-Range": answer.get("ContentRange", "")}
+        try:
+            status = answer["ResponseMetadata"]["HTTPStatusCode"]
+            check_unchanged(expected, stat_of_answer(status, "", headers, start))
+            return await _received(answer["Body"].iter_chunks(_CHUNK_BYTES), count)
+        finally:
+            answer["Body"].close()  # what is left of the answer is not waited for
 
 
-class _Remote:
-    """A remote file, read with patience. closed: set when nobody waits for it any more."""
-
-    def __init__(self, file: File, patience: Patience) -> None:
-        self._expected, self._patience = Head(file.size, file.tag), patience
-        self._name = shown(file.path)
-        self._fetcher = fetch.fetcher(file.path, patience.stall_seconds)
-        self._random = random.Random()  # its own, so that nobody's numbers change
-        self.closed = threading.Event()
-
-    def fetch(self, start: int, count: int) -> bytes:
-        """Bytes [start, start + count), all of them; what came before a failure is not asked for again."""
-        received = bytearray()
-        failures, size = 0, count
-        while len(received) < count:
-            place, asked = start + len(received), min(size, count - len(received))
-            part, reason, final = b"", "the connection broke", False
-            try:
-                part = self._fetcher.get(place, asked, self._expected)
-            except ChangedError as error:
-                raise RunFault(_changed(self._name, str(error))) from error
-            except FailedError as error:
-                reason, final = str(error), error.final
-            received += part
-            if len(part) == asked:
-                failures = 0
-                continue
-            failures = 1 if part else failures + 1
-            if final or failures > self._patience.retries or self.closed.is_set():
-                tries = f" after {failures} attempts" if failures > 1 else ""
-                raise RunFault(f"{self._name}: cannot be read from byte {place} on{tries} ({reason})")
-            size = max(SMALLEST_BYTES, size // 4)
-            delay = min(30.0, self._patience.first_delay * 2 ** (failures - 1))
-            # Spread out, lest all processes that a server turned away come back at once.
-            self.closed.wait(delay * self._random.uniform(0.5, 1.0))
-        return bytes(received)
+def _range(start: int, count: int) -> str:
+    return f"bytes={start}-{start + count - 1}"
 
 
-def _changed(name: str, how: str) -> str:
-    return f"{name}: the file changed while the job runs ({how}); put the old one back, or start afresh"
+async def _received(chunks: AsyncIterable[bytes], count: int) -> bytes:
+    """At most `count` bytes; where the connection breaks, those that came before, if any did."""
+    received = bytearray()
+    try:
+        async for chunk in chunks:
+            received += chunk
+            if len(received) > count:  # not before: a connection is used again once the end was seen
+                break
+    except Exception:
+        if not received:
+            raise
+    return bytes(received[:count])

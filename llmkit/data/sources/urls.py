@@ -1,4 +1,4 @@
-"""Paths that name remote files, and how messages may show them."""
+"""Paths that are URLs, and how messages show them without secrets."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ def is_url(path: str) -> bool:
     return _URL.match(path) is not None
 
 
-def shown(path: str) -> str:
-    """A path as messages may have it: of a URL without user, password and query, which may be secrets."""
+def redact_url(path: str) -> str:
+    """A path for messages: a URL without user, password and query, which may be secrets.
+
+    >>> redact_url("https://user:pass@host/a.jsonl?sig=secret")
+    'https://host/a.jsonl'
+    """
     if "::" in path:  # fsspec's way to write a file in a remote archive
-        return "::".join(map(shown, path.split("::")))
+        return "::".join(map(redact_url, path.split("::")))
     if not is_url(path):
         return path
     try:
@@ -27,6 +31,10 @@ def shown(path: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
-def without_secrets(text: str) -> str:
-    """A text with each URL in it as messages may have it."""
-    return _URL_IN_TEXT.sub(lambda match: shown(match[0]), text)
+def redact_urls(text: str) -> str:
+    """A text with each URL in it redacted."""
+    return _URL_IN_TEXT.sub(lambda match: redact_url(match[0]), text)
+
+
+shown = redact_url
+"""Old name, until all callers have the new one."""

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from xxhash import xxh64_hexdigest
 
-from llmkit.data.sources.records import EMPTY, Chat, Ids, LeftOut, Pair, Preference, Record, Text
+from llmkit.data.sources.records import EMPTY, Chat, Ids, Preference, PromptCompletion, Record, Skipped, Text
 from llmkit.data.tokens.chat import CHATML, ChatTemplate, Rendered
 from llmkit.data.tokens.control_tokens import Span
 from llmkit.data.tokens.tokenizer import Tokenizer
@@ -91,21 +91,21 @@ class RecordEncoder:
         parts = [self.chat_template, *map(str, sorted(self.tokenizer.named_tokens.items()))]
         return xxh64_hexdigest("\0".join(parts).encode())
 
-    def encode(self, records: Sequence[Record], threads: bool = False) -> list[Encoded | LeftOut]:
-        """Ids and targets of each record, in order; LeftOut for one that cannot be used.
+    def encode(self, records: Sequence[Record], threads: bool = False) -> list[Encoded | Skipped]:
+        """Ids and targets of each record, in order; Skipped for one that cannot be used.
 
         threads: spread the texts over the process's cores. Raises UserError for a template that is no Jinja.
         """
         texts = [record.text for record in records if isinstance(record, Text)]
         ids = iter(self.tokenizer.encode_batch(texts, threads) if texts else ())
-        found: list[Encoded | LeftOut] = []
+        found: list[Encoded | Skipped] = []
         for record in records:
             match record:
                 case Text(text):
                     found.append(self._finish(next(ids), None, self.tokenizer.text_bytes(text)))
                 case Chat(messages, context):
                     found.append(self._chat(messages, context))
-                case Pair(prompt, completion):
+                case PromptCompletion(prompt, completion):
                     text, size = prompt + completion, self.tokenizer.text_bytes(completion)
                     spans = [(len(prompt), len(text))]
                     found.append(self._finish(*self._encode_spans(Rendered(text, [], spans), spans), size))
@@ -118,7 +118,7 @@ class RecordEncoder:
     def spells_end(self, record: Record) -> bool:
         """Whether what is learned ends in text that only spells end-of-text, as its author marked ends."""
         match record:
-            case Text(text) | Pair(_, text):
+            case Text(text) | PromptCompletion(_, text):
                 said = text
             case Chat(messages, _):
                 said = messages[-1]["content"]
@@ -162,17 +162,17 @@ class RecordEncoder:
         controls = [] if self.tokenizer.control_tokens_in_text else self.tokenizer.control_tokens
         return ChatTemplate(self.chat_template, controls, self.tokenizer.named_tokens)
 
-    def _chat(self, messages: Sequence[dict[str, str]], context: frozenset[int]) -> Encoded | LeftOut:
+    def _chat(self, messages: Sequence[dict[str, str]], context: frozenset[int]) -> Encoded | Skipped:
         """context: indices of messages of the assistant that are not to be learned."""
         answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
         if not answers:
             return _no_assistant(messages)
         if not any(messages[index]["content"].strip() for index in answers if index not in context):
-            return LeftOut(NO_TARGETS, "no message of the assistant that is to be learned has any text")
+            return Skipped(NO_TARGETS, "no message of the assistant that is to be learned has any text")
         try:
             rendered = self._without_end(self._template.render(messages))
         except RefusedError as error:
-            return LeftOut(REFUSED, f"the chat template refuses the chat: {error}")
+            return Skipped(REFUSED, f"the chat template refuses the chat: {error}")
         text, controls, spans = rendered
         learned = spans
         if len(spans) == len(answers):
@@ -181,29 +181,29 @@ class RecordEncoder:
             size = sum(map(self.tokenizer.text_bytes, said))
         elif context:
             detail = f"it marks {len(spans)} parts of {len(answers)} messages of the assistant"
-            return LeftOut(REFUSED, f"the chat template hides which message is not to be learned: {detail}")
+            return Skipped(REFUSED, f"the chat template hides which message is not to be learned: {detail}")
         else:
             size = sum(self.tokenizer.text_bytes(text[start:end]) for start, end in spans)
             size -= sum(len(text[a:b].encode()) for a, b in controls if any(s <= a < e for s, e in spans))
         return self._finish(*self._encode_spans(rendered, learned), size)
 
-    def _preference(self, record: Preference) -> Encoded | LeftOut:
+    def _preference(self, record: Preference) -> Encoded | Skipped:
         """A pair as a document of 2 L - 1 tokens at a sequence length of L, so that a row of 2 L + 1 tokens
         is a pair. With "." for end-of-text, L = 4 and the answers "ab" and "x", that row is `.ab..x...`:
         tokens 0 to L are inputs and labels of the chosen sequence, tokens L to 2 L those of the rejected
         one.
 
-        LeftOut where a sequence does not fit: an answer without its end is another answer.
+        Skipped where a sequence does not fit: an answer without its end is another answer.
         """
         length = self.pair_length
         assert length is not None, "an encoder of pairs needs their length"
         chosen, rejected = self.encode(record)
-        if isinstance(chosen, LeftOut) or isinstance(rejected, LeftOut):
-            return chosen if isinstance(chosen, LeftOut) else rejected
+        if isinstance(chosen, Skipped) or isinstance(rejected, Skipped):
+            return chosen if isinstance(chosen, Skipped) else rejected
         longest = 1 + max(chosen.tokens.size, rejected.tokens.size)
         if longest > length:
             detail = f"the prompt with an answer takes {longest} tokens, more than {length}"
-            return LeftOut(PAIR_TOO_LONG, detail)
+            return Skipped(PAIR_TOO_LONG, detail)
         tokens = np.full(2 * length, self.tokenizer.end_of_text_id, dtype=np.int32)
         targets = np.zeros(2 * length, dtype=bool)
         for start, half in ((0, chosen), (length, rejected)):
@@ -234,10 +234,10 @@ class RecordEncoder:
         targets = np.repeat([start in starts for start in (0, *cuts)], [part.size for part in parts])
         return np.concatenate(parts), targets
 
-    def _ids(self, given: np.ndarray, learned: np.ndarray | None) -> Encoded | LeftOut:
+    def _ids(self, given: np.ndarray, learned: np.ndarray | None) -> Encoded | Skipped:
         wrong = given[(given < 0) | (given >= self.tokenizer.vocab_size)]
         if wrong.size:
-            return LeftOut(
+            return Skipped(
                 UNKNOWN_IDS,
                 f"holds the token id {wrong[0]}, but the ids of data.tokenizer go from 0 to "
                 f"{self.tokenizer.vocab_size - 1}: were the ids made with another tokenizer?",
@@ -246,7 +246,7 @@ class RecordEncoder:
         size = self.tokenizer.count_bytes(tokens if learned is None else tokens[learned])
         return self._finish(tokens, learned, size)
 
-    def _finish(self, tokens: np.ndarray, targets: np.ndarray | None, text_bytes: int) -> Encoded | LeftOut:
+    def _finish(self, tokens: np.ndarray, targets: np.ndarray | None, text_bytes: int) -> Encoded | Skipped:
         """Without end-of-text at both ends; the first one at the end may be a target."""
         end_of_text, first, last = self.tokenizer.end_of_text_id, 0, tokens.size
         while first < last and tokens[first] == end_of_text:
@@ -254,20 +254,20 @@ class RecordEncoder:
         while first < last and tokens[last - 1] == end_of_text:
             last -= 1
         if first == last:
-            return LeftOut(EMPTY, "the text has no tokens")
+            return Skipped(EMPTY, "the text has no tokens")
         if targets is None:
             return Encoded(tokens[first:last], None, text_bytes)
         end_is_target = bool(targets[min(last, targets.size - 1)])
         if not (end_is_target or targets[first:last].any()):
-            return LeftOut(NO_TARGETS, "no token of the record is to be learned")
+            return Skipped(NO_TARGETS, "no token of the record is to be learned")
         return Encoded(tokens[first:last], targets[first:last], text_bytes, end_is_target)
 
 
-def _no_assistant(messages: Sequence[dict[str, str]]) -> LeftOut:
+def _no_assistant(messages: Sequence[dict[str, str]]) -> Skipped:
     roles = sorted({message["role"] for message in messages})
     other = next((name for name in OTHER_NAMES if name in roles), None)
     reason = NO_ASSISTANT if other is None else f"{NO_ASSISTANT} (rename the role {other} to it)"
-    return LeftOut(reason, f"no message has the role assistant, the roles are {', '.join(roles):.80}")
+    return Skipped(reason, f"no message has the role assistant, the roles are {', '.join(roles):.80}")
 
 
 def text_of(record: Record) -> str:
@@ -277,7 +277,7 @@ def text_of(record: Record) -> str:
             return text
         case Chat(messages, _):
             return "\n".join(message["content"] for message in messages)
-        case Pair(prompt, completion):
+        case PromptCompletion(prompt, completion):
             return prompt + completion
         case Preference(chosen, rejected):
             return f"{text_of(chosen)}\n{text_of(rejected)}"

@@ -13,8 +13,8 @@ from llmkit.data.building import opened
 from llmkit.data.building.opened import Found
 from llmkit.data.building.probe import find_remote, open_sources
 from llmkit.data.live import source as live_source
-from llmkit.data.sources.listing import File
-from llmkit.data.sources.units import Unit
+from llmkit.data.sources.files import File
+from llmkit.data.sources.splits import Split
 from llmkit.errors import UserError
 
 
@@ -45,7 +45,7 @@ def test_what_one_process_found_elsewhere_no_other_asks_for(
         ("data.sources.1", 1, 0),
     ]
     known = {
-        place: Found([File(*file) for file in files], [Unit(*unit) for unit in units], *rest)
+        place: Found([File(*file) for file in files], [Split(*unit) for unit in units], *rest)
         for place, (files, units, *rest) in told.items()
     }
     wanted = open_sources(config)
@@ -54,12 +54,12 @@ def test_what_one_process_found_elsewhere_no_other_asks_for(
     monkeypatch.setattr(
         opened, "list_files", lambda spec, place: asked.append(place) or list_files(spec, place)
     )
-    monkeypatch.setattr(live_source, "cut_into_units", None)
+    monkeypatch.setattr(live_source, "split_files", None)
     got = open_sources(config, known)
     assert asked == ["data.sources.2"]
     assert [source.files for source in got] == [source.files for source in wanted]
     assert got[0].live is not None and wanted[0].live is not None
-    assert got[0].live.units == wanted[0].live.units
+    assert got[0].live.splits == wanted[0].live.splits
     assert list(got[0].live.read(1)) == list(wanted[0].live.read(1))
 
 

@@ -15,10 +15,10 @@ from llmkit.config import schema
 from llmkit.data.building import parts
 from llmkit.data.building.part_file import PartReader
 from llmkit.data.building.parts import HeldOutChoice, PartMaker, group_units, held_out
-from llmkit.data.sources.listing import list_files
+from llmkit.data.sources.files import list_files
 from llmkit.data.sources.reader import SourceReader
-from llmkit.data.sources.records import LeftOut, Record, Text
-from llmkit.data.sources.units import Unit, cut_into_units
+from llmkit.data.sources.records import Record, Skipped, Text
+from llmkit.data.sources.splits import Split, split_files
 from llmkit.data.tokens.encode import Encoded
 from llmkit.errors import UserError
 
@@ -29,15 +29,15 @@ class Letters:
     learned = 1
     tokenizer = SimpleNamespace(tiktoken_disabled_because="it is slow")
 
-    def encode(self, records: Sequence[Record], threads: bool = False) -> list[Encoded | LeftOut]:
+    def encode(self, records: Sequence[Record], threads: bool = False) -> list[Encoded | Skipped]:
         return [self._encode(record.text) for record in records if isinstance(record, Text)]
 
     def spells_end(self, record: Record) -> bool:
         return isinstance(record, Text) and record.text.endswith("</s>")
 
-    def _encode(self, text: str) -> Encoded | LeftOut:
+    def _encode(self, text: str) -> Encoded | Skipped:
         if "#" in text:
-            return LeftOut("refused", "it has a #")
+            return Skipped("refused", "it has a #")
         return Encoded(np.array([ord(char) for char in text], dtype=np.int32), None, self.learned * len(text))
 
 
@@ -46,7 +46,7 @@ def maker(tmp_path: Path, texts: list[Any], errors: str = "skip", unit_bytes: in
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     spec = schema.Source(type="jsonl", path=str(path))
     files = list_files(spec, "data.sources.0")
-    units = cut_into_units(spec, files, unit_bytes)
+    units = split_files(spec, files, unit_bytes)
     reader = SourceReader(spec, "toy", "data.sources.0", errors, files, units)  # type: ignore[arg-type]
     (tmp_path / "parts").mkdir()
     groups = [tuple(range(len(units)))]
@@ -66,7 +66,7 @@ def made(maker: PartMaker) -> tuple[PartReader, list[list[str]], list[list[str]]
 
 
 def test_units_are_grouped_to_a_size() -> None:
-    units = [Unit(0, 0, 0, size) for size in (3, 3, 9, 1, 2, 5, 1)]
+    units = [Split(0, 0, 0, size) for size in (3, 3, 9, 1, 2, 5, 1)]
     assert group_units(units, 5) == [(0, 1), (2,), (3, 4, 5), (6,)]
     assert group_units(units, 1) == [(number,) for number in range(7)]
     assert group_units([], 5) == []

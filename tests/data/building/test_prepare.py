@@ -17,7 +17,7 @@ from llmkit.data.building.prepare import prepare
 from llmkit.data.live.heldout import heldout_records
 from llmkit.data.live.source import LiveSource
 from llmkit.data.prepared import Prepared
-from llmkit.data.sources.listing import File
+from llmkit.data.sources.files import File
 from llmkit.data.sources.records import Text
 from llmkit.errors import UserError
 from tests.limits import HANG
@@ -256,7 +256,7 @@ def test_a_live_source_that_is_cut_otherwise_has_other_held_out_documents(
         reader, rows = train.rows.reader, train.rows
         held = [
             candidate.record.text
-            for unit in range(len(reader.units))
+            for unit in range(len(reader.splits))
             for candidate in reader.read(unit)
             if candidate.number in rows.heldout_of(unit) and isinstance(candidate.record, Text)
         ]

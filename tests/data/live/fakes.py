@@ -15,10 +15,10 @@ import numpy as np
 from llmkit.config import schema
 from llmkit.data.live.source import LiveSource
 from llmkit.data.live.stream import Lane, Row
-from llmkit.data.sources.listing import File
-from llmkit.data.sources.reader import Candidate
-from llmkit.data.sources.records import EMPTY, LeftOut, Pair, Record, Text
-from llmkit.data.sources.units import Unit
+from llmkit.data.sources.files import File
+from llmkit.data.sources.reader import RawRecord
+from llmkit.data.sources.records import EMPTY, PromptCompletion, Record, Skipped, Text
+from llmkit.data.sources.splits import Split
 from llmkit.data.tokens.encode import Encoded
 from llmkit.errors import RunFault, UserError
 
@@ -34,7 +34,7 @@ TELL_TORCH = "!torch"
 class FakeReader:
     """Documents by unit and number; a file a unit."""
 
-    documents: list[list[Record | LeftOut]]
+    documents: list[list[Record | Skipped]]
     spec: schema.Source
     errors: str = "skip"
     name: str = "toy"
@@ -46,13 +46,13 @@ class FakeReader:
         return [File(f"/files/{i}.jsonl", len(unit), "", 0) for i, unit in enumerate(self.documents)]
 
     @property
-    def units(self) -> list[Unit]:
-        return [Unit(i, 0, len(unit), len(unit)) for i, unit in enumerate(self.documents)]
+    def splits(self) -> list[Split]:
+        return [Split(i, 0, len(unit), len(unit)) for i, unit in enumerate(self.documents)]
 
-    def place(self, unit: int, number: int) -> str:
+    def location(self, unit: int, number: int) -> str:
         return f"/files/{unit}.jsonl:{number + 1}"
 
-    def read(self, unit: int, first: int = 0, hint: int = 0) -> Iterator[Candidate]:
+    def read(self, unit: int, first: int = 0, hint: int = 0) -> Iterator[RawRecord]:
         assert hint in (0, 1000 + first), (first, hint)
         self.opened += 1
         for number in range(first, len(self.documents[unit])):
@@ -63,11 +63,11 @@ class FakeReader:
             if record == Text(KILL):
                 os.kill(os.getpid(), 9)
             if record == Text(BROKEN):
-                raise RunFault(f"{self.place(unit, number)}: cannot be read")
+                raise RunFault(f"{self.location(unit, number)}: cannot be read")
             if record == Text(BUG):
                 raise ZeroDivisionError("a bug")
-            yield Candidate(
-                number, 1000 + number, record, mended=isinstance(record, Text) and "~" in record.text
+            yield RawRecord(
+                number, 1000 + number, record, repaired=isinstance(record, Text) and "~" in record.text
             )
 
 
@@ -85,24 +85,24 @@ class FakeEncoder:
     def key_of(self, record: str) -> str:
         return self.key
 
-    def encode(self, records: Sequence[Record], threads: bool = False) -> list[Encoded | LeftOut]:
+    def encode(self, records: Sequence[Record], threads: bool = False) -> list[Encoded | Skipped]:
         assert not threads
         return [self._encode(record) for record in records]
 
-    def _encode(self, record: Record) -> Encoded | LeftOut:
-        prompt = record.prompt if isinstance(record, Pair) else ""
-        text = prompt + record.completion if isinstance(record, Pair) else record.text  # type: ignore[union-attr]
+    def _encode(self, record: Record) -> Encoded | Skipped:
+        prompt = record.prompt if isinstance(record, PromptCompletion) else ""
+        text = prompt + record.completion if isinstance(record, PromptCompletion) else record.text  # type: ignore[union-attr]
         self.encoded.append(text)
         if text == TELL_TORCH:
             text = "+" if "torch" in sys.modules else "-"
         if text == REFUSE:
-            return LeftOut(REFUSED, "it ends too soon")
+            return Skipped(REFUSED, "it ends too soon")
         if "\x00" in text:
-            return LeftOut("ids outside the vocabulary", "token id 0")
+            return Skipped("ids outside the vocabulary", "token id 0")
         if not text:
-            return LeftOut(EMPTY, "the text has no tokens")
+            return Skipped(EMPTY, "the text has no tokens")
         tokens = np.array([ord(character) for character in text], dtype=np.int32)
-        if not isinstance(record, Pair):
+        if not isinstance(record, PromptCompletion):
             return Encoded(tokens, None, len(text))
         targets = np.arange(len(text)) >= len(prompt)
         return Encoded(tokens, targets, len(text), bool(record.completion))

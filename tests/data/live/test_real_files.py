@@ -14,7 +14,7 @@ from llmkit.config import schema
 from llmkit.data.live.source import LiveSource, open_reader
 from llmkit.data.live.stream import Lane
 from llmkit.data.live.workers import LiveRows
-from llmkit.data.sources.listing import list_files
+from llmkit.data.sources.files import list_files
 from llmkit.data.tokens.encode import RecordEncoder
 from llmkit.data.tokens.make_tokenizer import make_tokenizer
 from llmkit.errors import UserError

@@ -13,8 +13,8 @@ from llmkit.config import schema
 from llmkit.data.live import source as source_module
 from llmkit.data.live.source import LiveSource, open_reader, shuffled
 from llmkit.data.live.stream import Lane
-from llmkit.data.sources.listing import File, list_files
-from llmkit.data.sources.records import Pair
+from llmkit.data.sources.files import File, list_files
+from llmkit.data.sources.records import PromptCompletion
 from tests.data.live.fakes import FakeEncoder, live
 
 
@@ -111,7 +111,7 @@ def test_a_source_goes_to_other_processes_and_gives_the_same_rows_there() -> Non
 
 def test_every_token_of_plain_text_is_a_target() -> None:
     kinds = ("text", "ids", "chat", "prompt_completion")
-    have = [live([[Pair("a", "b")]], record=kind).has_mask for kind in kinds]
+    have = [live([[PromptCompletion("a", "b")]], record=kind).has_mask for kind in kinds]
     assert have == [False, True, True, True]
 
 
@@ -123,10 +123,10 @@ def test_files_are_cut_so_that_lanes_have_some_units_each(tmp_path: Path) -> Non
     config = schema.Data(sources=[spec], stream_shards=2, sequence_length=64, shuffle_window=3)
     reader = open_reader(spec, "toy", "data.sources.0", config, list_files(spec, "data.sources.0"))
     size = (tmp_path / "a.jsonl").stat().st_size
-    assert len(reader.units) == pytest.approx(8, abs=1)
+    assert len(reader.splits) == pytest.approx(8, abs=1)
     source = LiveSource.of(reader, config, FakeEncoder()).keyed(0, seed=1)  # type: ignore[arg-type]
     assert (source.lanes, source.window, source.name) == (2, 3, "toy")
-    assert sum(unit.size for unit in reader.units) == size
+    assert sum(unit.size for unit in reader.splits) == size
     lane = Lane(source, 0)
     texts = "".join(chr(token) for _ in range(50) for token in next(lane).tokens[1:]).split("\0")
     numbers = [int(text) for text in texts if len(text) == 100]
@@ -140,10 +140,10 @@ def test_a_record_longer_than_a_unit_leaves_no_lane_without_one(tmp_path: Path) 
     spec = schema.Source(type="jsonl", path=str(tmp_path), live=True)
     config = schema.Data(sources=[spec], stream_shards=48, sequence_length=64)
     reader = open_reader(spec, "toy", "data.sources.0", config, list_files(spec, "data.sources.0"))
-    empty = [unit for unit in range(len(reader.units)) if not any(reader.read(unit))]
+    empty = [unit for unit in range(len(reader.splits)) if not any(reader.read(unit))]
     assert len(empty) >= 2
     source = LiveSource.of(reader, config, FakeEncoder())  # type: ignore[arg-type]
-    assert source.lanes == -(-len(reader.units) // 4)
+    assert source.lanes == -(-len(reader.splits) // 4)
     for lane in range(source.lanes):
         assert next(Lane(source, lane)).tokens.size == 65
 

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from llmkit.data.live import stream as stream_module
 from llmkit.data.live.source import LiveSource
 from llmkit.data.live.stream import Lane, Row
-from llmkit.data.sources.records import EMPTY, MENDED, LeftOut, Pair, Text
+from llmkit.data.sources.records import EMPTY, REPAIRED, PromptCompletion, Skipped, Text
 from llmkit.errors import RunFault, UserError
 from tests.data.live.fakes import BROKEN, END, REFUSE, REFUSED, live, plain, rows_to_end
 
-LEFT_OUT = LeftOut("broken JSON", "it ends too soon")
+LEFT_OUT = Skipped("broken JSON", "it ends too soon")
 
 texts = st.text("abcdefgh~", min_size=1, max_size=20)
-pairs = st.builds(Pair, st.text("ab", max_size=9), st.text("cd", max_size=9)).filter(
+pairs = st.builds(PromptCompletion, st.text("ab", max_size=9), st.text("cd", max_size=9)).filter(
     lambda pair: bool(pair.prompt + pair.completion)
 )
 candidates = st.one_of(texts, texts, pairs, st.just(LEFT_OUT), st.just(REFUSE))
@@ -49,12 +49,12 @@ def stream(source: LiveSource, lane: int) -> tuple[list[int], list[bool], Counte
                     record = records[first + place]
                     if first + place in source.heldout_of(unit):
                         continue
-                    if isinstance(record, LeftOut) or record == Text(REFUSE):
-                        left_out[record.reason if isinstance(record, LeftOut) else REFUSED] += 1
+                    if isinstance(record, Skipped) or record == Text(REFUSE):
+                        left_out[record.reason if isinstance(record, Skipped) else REFUSED] += 1
                         continue
-                    prompt = record.prompt if isinstance(record, Pair) else ""
-                    rest = record.completion if isinstance(record, Pair) else record.text
-                    left_out[MENDED] += "~" in rest
+                    prompt = record.prompt if isinstance(record, PromptCompletion) else ""
+                    rest = record.completion if isinstance(record, PromptCompletion) else record.text
+                    left_out[REPAIRED] += "~" in rest
                     tokens += [*map(ord, prompt + rest), END]
                     targets += [False] * len(prompt) + [True] * len(rest) + [bool(rest)]
     return tokens, targets, +left_out
@@ -227,7 +227,7 @@ def test_a_source_of_empty_files_is_the_users_mistake() -> None:
 def test_what_is_left_out_is_told_with_the_row_that_follows() -> None:
     source = live([["abcdefg", LEFT_OUT, REFUSE, "a~cdefg"]], max_epochs=1, window=1)
     lane = Lane(source, 0)
-    assert [next(lane).left_out for _ in range(2)] == [{}, {"broken JSON": 1, REFUSED: 1, MENDED: 1}]
+    assert [next(lane).left_out for _ in range(2)] == [{}, {"broken JSON": 1, REFUSED: 1, REPAIRED: 1}]
 
 
 def test_an_empty_document_is_counted() -> None:

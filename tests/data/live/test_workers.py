@@ -17,7 +17,7 @@ from llmkit.data.live import workers as workers_module
 from llmkit.data.live.source import LiveSource
 from llmkit.data.live.stream import Lane
 from llmkit.data.live.workers import LiveRows, Worker, _fill, make_rows
-from llmkit.data.sources.records import LeftOut, Pair
+from llmkit.data.sources.records import PromptCompletion, Skipped
 from llmkit.errors import RunFault, UserError
 from tests.data.live.fakes import BROKEN, BUG, KILL, REFUSE, STALL, live, plain
 from tests.limits import HANG
@@ -28,8 +28,8 @@ ROOT = Path(__file__).parents[3]
 def two_sources() -> dict[int, LiveSource]:
     """Sources at places 0 and 2, one with prompts and left-out documents."""
     texts = live([[f"{unit}:{number}" * 3 for number in range(9)] for unit in range(5)], lane_limit=3)
-    pairs: list[Any] = [Pair("ask" * number, "say") for number in range(5)]
-    mixed = live([[*pairs, LeftOut("broken JSON", "x"), "ab~"], [REFUSE, "abcd"]], stream_id=1)
+    pairs: list[Any] = [PromptCompletion("ask" * number, "say") for number in range(5)]
+    mixed = live([[*pairs, Skipped("broken JSON", "x"), "ab~"], [REFUSE, "abcd"]], stream_id=1)
     return {0: texts, 2: mixed}
 
 
@@ -105,7 +105,7 @@ def test_an_error_comes_in_the_place_of_the_row_and_stays(
 ) -> None:
     sources = {
         0: live([["a" * 8], [BROKEN]], lane_limit=2),
-        1: live([["abc", LeftOut("x", "y")]], max_epochs=1),
+        1: live([["abc", Skipped("x", "y")]], max_epochs=1),
         2: live([["abc\x00"]], errors="raise"),
     }
     schedule = [(0, 0)] * 5 + [failing, (0, 0)]

@@ -7,25 +7,26 @@ from typing import Any
 import pytest
 
 from llmkit.config.schema import Source
-from llmkit.data.sources import remote
-from llmkit.data.sources.listing import list_files
-from llmkit.data.sources.reader import Candidate, SourceReader
+from llmkit.data.sources import byte_reader
+from llmkit.data.sources.files import list_files
+from llmkit.data.sources.reader import RawRecord, SourceReader
 from llmkit.data.sources.records import Policy
-from llmkit.data.sources.units import cut_into_units
+from llmkit.data.sources.retries import RetryPolicy
+from llmkit.data.sources.splits import split_files
 from tests.data.sources.servers import WebServer
 from tests.limits import HANG
 
-Reading = Callable[..., list[Candidate]]
+Reading = Callable[..., list[RawRecord]]
 
 
-def make_reader(source: Source, errors: Policy = "skip", unit_bytes: int = 1 << 20) -> SourceReader:
+def make_reader(source: Source, errors: Policy = "skip", split_bytes: int = 1 << 20) -> SourceReader:
     files = list_files(source, "data.sources.0")
-    units = cut_into_units(source, files, unit_bytes, "data.sources.0")
-    return SourceReader(source, "toy", "data.sources.0", errors, files, units)
+    splits = split_files(source, files, split_bytes, "data.sources.0")
+    return SourceReader(source, "toy", "data.sources.0", errors, files, splits)
 
 
-def read_all(reader: SourceReader) -> list[Candidate]:
-    return [candidate for unit in range(len(reader.units)) for candidate in reader.read(unit)]
+def read_all(reader: SourceReader) -> list[RawRecord]:
+    return [raw for split in range(len(reader.splits)) for raw in reader.read(split)]
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def reader_of() -> Callable[..., SourceReader]:
 
 @pytest.fixture
 def records_of() -> Callable[..., list[Any]]:
-    """The records, and what is left out, of all units of a source."""
+    """The records, and what is left out, of all splits of a source."""
     return lambda *args, **kwargs: [c.record for c in read_all(make_reader(*args, **kwargs))]
 
 
@@ -44,7 +45,7 @@ def records_of() -> Callable[..., list[Any]]:
 def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[WebServer]:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(remote, "PATIENCE", remote.Patience(retries=2, first_delay=0.001, stall_seconds=HANG))
+    monkeypatch.setattr(byte_reader, "RETRIES", RetryPolicy(2, first_delay=0.001, stall_seconds=HANG))
     server = WebServer()
     yield server
     server.close()

@@ -10,10 +10,10 @@ from pydantic import Field
 
 from llmkit.config.schema import Section, Source
 from llmkit.data.sources.custom import CustomSpec, DataSource, custom_spec
-from llmkit.data.sources.listing import list_files
+from llmkit.data.sources.files import list_files
 from llmkit.data.sources.reader import SourceReader
-from llmkit.data.sources.records import Ids, LeftOut, Text
-from llmkit.data.sources.units import cut_into_units
+from llmkit.data.sources.records import Ids, Skipped, Text
+from llmkit.data.sources.splits import split_files
 from llmkit.errors import RunFault, UserError
 from llmkit.registry import register
 from tests.examples.project import forgotten
@@ -60,7 +60,7 @@ def registered():
 def reader(errors="skip", **settings):
     spec = custom_spec(Entry(**settings))
     files = list_files(spec, "data.sources.0")
-    return SourceReader(spec, "shelf-0", "data.sources.0", errors, files, cut_into_units(spec, files, 1))
+    return SourceReader(spec, "shelf-0", "data.sources.0", errors, files, split_files(spec, files, 1))
 
 
 def test_a_unit_stands_where_others_have_a_file():
@@ -89,7 +89,7 @@ def test_records_may_be_of_any_kind(monkeypatch):
     monkeypatch.setitem(RECORDS, "a", [{"input_ids": [1, 2], "x": 0}, "text"])
     first, second = (each.record for each in reader(record="ids", names=["a"]).read(0))
     assert isinstance(first, Ids) and first.ids.tolist() == [1, 2]
-    assert isinstance(second, LeftOut)
+    assert isinstance(second, Skipped)
 
 
 def test_it_travels_to_other_processes():

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmkit.config.schema import Source
-from llmkit.data.sources import lines
+from llmkit.data.sources import text_files
 from llmkit.data.sources.reader import SourceReader
-from llmkit.data.sources.records import TOO_LONG, Chat, Ids, LeftOut, Pair, Text
+from llmkit.data.sources.records import TOO_LONG, Chat, Ids, PromptCompletion, Skipped, Text
 from llmkit.errors import RunFault, UserError
 from tests.data.sources.conftest import make_reader, read_all
 from tests.data.sources.tables_for_tests import TABLES, as_source, texts, write_table
@@ -49,12 +49,12 @@ def test_a_source_is_read_once_in_order_and_from_anywhere(
         path.write_bytes(pack.get(path.suffix, bytes)(raw))
     web.files[f"/{name}"] = path.read_bytes()
     source = as_source(f"{web.url}/{name}" if is_remote else str(path), **fields)
-    reader = make_reader(source, unit_bytes=path.stat().st_size // 4)
-    cannot_be_cut = ["a.jsonl.gz", *(("a.stream.arrow", "a.jsonl.zst") if is_remote else ())]
-    assert (len(reader.units) == 1) == (name in cannot_be_cut)
+    reader = make_reader(source, split_bytes=path.stat().st_size // 4)
+    cannot_be_cut = ["a.jsonl.gz", "a.jsonl.zst", *(["a.stream.arrow"] if is_remote else [])]
+    assert (len(reader.splits) == 1) == (name in cannot_be_cut)
     for one in (reader, make_reader(source)):
         assert texts(one) == expected
-        for unit in range(len(one.units)):
+        for unit in range(len(one.splits)):
             check_from_anywhere(one, unit, 60 if is_remote else 11)
 
 
@@ -64,30 +64,30 @@ def check_from_anywhere(reader: SourceReader, unit: int, step: int) -> None:
     assert [candidate.number for candidate in candidates] == list(range(len(candidates)))
     for candidate in candidates[::step]:
         rest = candidates[candidate.number :]
-        assert list(reader.read(unit, candidate.number, candidate.hint)) == rest
+        assert list(reader.read(unit, candidate.number, candidate.seek_hint)) == rest
         assert list(reader.read(unit, candidate.number)) == rest
     assert list(reader.read(unit, len(candidates))) == []
 
 
 @given(
     lines=st.lists(st.text("a\u00e9\U0001f600\n", max_size=12), min_size=1, max_size=20),
-    unit_bytes=st.integers(1, 100),
+    split_bytes=st.integers(1, 100),
     frame=st.integers(1, 100),
 )
 @settings(deadline=None, max_examples=60)
 def test_any_cut_gives_each_record_once(
-    tmp_path_factory: pytest.TempPathFactory, lines: list[str], unit_bytes: int, frame: int
+    tmp_path_factory: pytest.TempPathFactory, lines: list[str], split_bytes: int, frame: int
 ) -> None:
     folder = tmp_path_factory.mktemp("cut")
     content = "\n".join(json.dumps({"text": line}, ensure_ascii=False) for line in lines).encode()
     (folder / "a.jsonl").write_bytes(content)
     frames = [zstd(content[i : i + frame]) for i in range(0, len(content), frame)]
     (folder / "b.jsonl.zst").write_bytes(b"".join(frames))
-    expected = [line if line.strip() else LeftOut("empty", "there is no text") for line in lines]
+    expected = [line if line.strip() else Skipped("empty", "there is no text") for line in lines]
     for name in ("a.jsonl", "b.jsonl.zst"):
-        reader = make_reader(as_source(str(folder / name)), unit_bytes=unit_bytes)
+        reader = make_reader(as_source(str(folder / name)), split_bytes=split_bytes)
         assert texts(reader) == expected
-        for unit in range(len(reader.units)):
+        for unit in range(len(reader.splits)):
             check_from_anywhere(reader, unit, 1)
 
 
@@ -121,8 +121,8 @@ def test_a_separator_cuts_files_into_documents(write: Write, tmp_path: Path) -> 
 
 def test_the_standard_library_is_documents() -> None:
     reader = make_reader(Source(type="stdlib"))
-    assert len(reader.units) > 3
-    assert sum(len(list(reader.read(unit))) for unit in (0, len(reader.units) - 1)) > 2
+    assert len(reader.splits) > 3
+    assert sum(len(list(reader.read(unit))) for unit in (0, len(reader.splits) - 1)) > 2
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -137,8 +137,8 @@ def test_text_columns_of_all_types_are_read(tmp_path: Path, name: str, kind: pa.
         else pa.array([v and v.encode() for v in values], kind)
     )
     reader = make_reader(as_source(write_table(tmp_path / name, pa.table({"text": column}), 2)))
-    null = LeftOut("no string", "field 'text' is null, not a string")
-    assert texts(reader) == ["a", null, LeftOut("empty", "there is no text"), "b", "a"]
+    null = Skipped("no string", "field 'text' is null, not a string")
+    assert texts(reader) == ["a", null, Skipped("empty", "there is no text"), "b", "a"]
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -150,9 +150,9 @@ def test_rows_that_are_no_utf8_follow_the_policy(tmp_path: Path, name: str) -> N
         [0, 1, 2, 3], pa.StructArray.from_arrays([roles, column], ["role", "content"])
     )
     path = write_table(tmp_path / name, pa.table({"text": column, "messages": chats}), 3)
-    assert texts(make_reader(as_source(path))) == ["good", LeftOut("not UTF-8", "byte 3 is no UTF-8"), "more"]
+    assert texts(make_reader(as_source(path))) == ["good", Skipped("not UTF-8", "byte 3 is no UTF-8"), "more"]
     mended = read_all(make_reader(as_source(path), "replace"))
-    assert [c.mended for c in mended] == [False, True, False]
+    assert [c.repaired for c in mended] == [False, True, False]
     assert mended[1].record == Text("caf\ufffd")
     with pytest.raises(UserError, match=r", row 2: byte 3 is no UTF-8; mend the file"):
         texts(make_reader(as_source(path), "raise"))
@@ -176,7 +176,11 @@ def test_records_of_all_kinds_are_read(tmp_path: Path, name: str) -> None:
     assert chat == Chat(tuple(MESSAGES))
     assert (no_chat.reason, empty_chat.reason) == ("no list of {role, content}", "empty")
     pair, no_pair, no_prompt = texts(make_reader(as_source(str(path), record="prompt_completion")))
-    assert (pair, no_pair.reason, no_prompt) == (Pair("p", "c"), "no string", Pair("", "c"))
+    assert (pair, no_pair.reason, no_prompt) == (
+        PromptCompletion("p", "c"),
+        "no string",
+        PromptCompletion("", "c"),
+    )
     ids, no_ids, empty_ids = texts(make_reader(as_source(str(path), record="ids")))
     assert isinstance(ids, Ids) and ids.ids.dtype.str == "<i8" and ids.ids.tolist() == [1, 2, 3]
     assert (no_ids.reason, empty_ids.reason) == ("no list of token ids", "empty")
@@ -210,9 +214,9 @@ class TestPolicy:
         found = texts(make_reader(as_source(write("a.jsonl", self.LINES)), "replace"))
         assert [one if isinstance(one, str) else one.reason for one in found] == ["a", "\ufffd", "empty", "b"]
 
-    @pytest.mark.parametrize("unit_bytes", [1 << 20, 14, 5])
-    def test_raise_names_the_line_however_the_file_is_cut(self, write: Write, unit_bytes: int) -> None:
-        reader = make_reader(as_source(write("a.jsonl", self.LINES)), "raise", unit_bytes)
+    @pytest.mark.parametrize("split_bytes", [1 << 20, 14, 5])
+    def test_raise_names_the_line_however_the_file_is_cut(self, write: Write, split_bytes: int) -> None:
+        reader = make_reader(as_source(write("a.jsonl", self.LINES)), "raise", split_bytes)
         message = r"a.jsonl:2: byte 10 is no UTF-8; mend the file, or set data.errors to skip or replace"
         with pytest.raises(UserError, match=message):
             texts(reader)
@@ -249,12 +253,12 @@ def test_too_long_a_record_is_left_out(
     where: str,
     is_remote: bool,
 ) -> None:
-    monkeypatch.setattr(lines, "MAX_RECORD_BYTES", 1000)
+    monkeypatch.setattr(text_files, "MAX_RECORD_BYTES", 1000)
     web.files[f"/{name}"] = content
     path, is_text = f"{web.url}/{name}" if is_remote else write(name, content), "txt" in name
     source = Source(type="text" if is_text else "jsonl", path=path, **fields)
     found = texts(make_reader(source))
-    assert [one.reason if isinstance(one, LeftOut) else "" for one in found] == (
+    assert [one.reason if isinstance(one, Skipped) else "" for one in found] == (
         ["", TOO_LONG, ""] if fields or not is_text else [TOO_LONG]
     )
     with pytest.raises(UserError) as failure:
@@ -267,15 +271,15 @@ def test_places_are_told_as_a_person_would_count(write: Write, tmp_path: Path, w
     lines = b"".join(b'{"text": "%d"}\n' % i for i in range(20))
     web.files["/a.jsonl"] = lines
 
-    def place(source: Source, unit_bytes: int = 50) -> tuple[int, str]:
-        reader = make_reader(source, unit_bytes=unit_bytes)
-        before = sum(len(list(reader.read(unit))) for unit in range(len(reader.units) - 1))
-        return before, reader.place(len(reader.units) - 1, 0)
+    def place(source: Source, split_bytes: int = 50) -> tuple[int, str]:
+        reader = make_reader(source, split_bytes=split_bytes)
+        before = sum(len(list(reader.read(unit))) for unit in range(len(reader.splits) - 1))
+        return before, reader.location(len(reader.splits) - 1, 0)
 
     number, where = place(as_source(write("a.jsonl", lines)))
     assert number > 0 and where.endswith(f"a.jsonl:{number + 1}")
-    number, where = place(as_source(write("a.jsonl.zst", zstd(lines[:100]) + zstd(lines[100:]))))
-    assert number > 0 and where.endswith(f"a.jsonl.zst:{number + 1}")
+    packed = make_reader(as_source(write("a.jsonl.zst", zstd(lines[:100]) + zstd(lines[100:]))))
+    assert packed.location(0, 6).endswith("a.jsonl.zst:7")
     number, where = place(as_source(write("a.txt", b"one--two--three--four" * 5), separator="--"))
     assert number > 0 and where.endswith(f"a.txt, document {number + 1}")
     table = pa.table({"text": list("abcdefgh")})
@@ -283,10 +287,33 @@ def test_places_are_told_as_a_person_would_count(write: Write, tmp_path: Path, w
     assert number == 6 and where.endswith("a.parquet, row 7")
     number, where = place(as_source(write_table(tmp_path / "a.arrow", table, 3)), 1)
     assert number == 6 and where.endswith("a.arrow, row 7")
-    assert make_reader(as_source(f"{web.url}/a.jsonl?key=secret")).place(0, 3) == f"{web.url}/a.jsonl:4"
+    assert make_reader(as_source(f"{web.url}/a.jsonl?key=secret")).location(0, 3) == f"{web.url}/a.jsonl:4"
     assert place(as_source(f"{web.url}/a.jsonl"))[1].startswith(f"{web.url}/a.jsonl, number 1 from byte 2")
     documents = make_reader(Source(type="text", path=[write("x.txt", b"x"), write("y.txt", b"y")]))
-    assert documents.place(0, 1).endswith("y.txt")
+    assert documents.location(0, 1).endswith("y.txt")
+
+
+@pytest.mark.parametrize("split_bytes", [1 << 20, 60])
+@pytest.mark.parametrize("errors", ["skip", "raise"])
+def test_skipped_records_are_listed_with_their_lines(
+    write: Write, tmp_path: Path, web: Any, split_bytes: int, errors: Any
+) -> None:
+    good = [f'{{"text": "{i}"}}' for i in range(30)]
+    bad = {3: '{"text": ', 17: "", 29: '{"txt": 1}'}
+    content = "\n".join(bad.get(i, line) for i, line in enumerate(good)).encode()
+    web.files["/c.jsonl"] = content
+    paths = [write("a.jsonl", content), write("b.jsonl", content), f"{web.url}/c.jsonl"]
+    reader = make_reader(Source(type="jsonl", path=paths), errors, split_bytes)
+    expected = [f"{path}:{line + 1}" for path in sorted(paths) for line in bad]
+    found = list(reader.skipped())
+    assert [location for location, _ in found] == expected
+    assert [skipped.reason for _, skipped in found] == ["broken JSON", "empty", "without the field"] * 3
+    table = pa.table({"text": ["a", None, "b", None]})
+    rows = make_reader(as_source(write_table(tmp_path / "a.parquet", table, 2)), errors, 1)
+    assert [location.rpartition("a.parquet")[2] for location, _ in rows.skipped()] == [", row 2", ", row 4"]
+    documents = [write("x.txt", b" "), write("y.txt", b"y"), write("z.txt", b"")]
+    prose = make_reader(Source(type="text", path=documents), errors)
+    assert [location for location, _ in prose.skipped()] == [documents[0], documents[2]]
 
 
 def test_flipped_bytes_in_a_parquet_file_are_told(tmp_path: Path) -> None:
@@ -323,7 +350,7 @@ def test_a_file_that_changes_between_two_units_is_told(tmp_path: Path, name: str
         write_table(path, table, 10)
     else:
         path.write_text("\n".join(map(json.dumps, table.to_pylist())))
-    reader = make_reader(as_source(str(path)), unit_bytes=100)
+    reader = make_reader(as_source(str(path)), split_bytes=100)
     list(reader.read(0))
     path.write_bytes(path.read_bytes() + b" ")
     with pytest.raises(RunFault, match=rf"{name}: the file changed while the job runs"):

@@ -12,9 +12,10 @@ import pytest
 from s3fs import S3FileSystem
 
 from llmkit.config.schema import Source
-from llmkit.data.sources import attempts, remote
-from llmkit.data.sources.listing import File, list_files
-from llmkit.data.sources.remote import Patience, RandomFile
+from llmkit.data.sources import byte_reader, retries
+from llmkit.data.sources.byte_reader import ByteReader
+from llmkit.data.sources.files import File, list_files
+from llmkit.data.sources.retries import RetryPolicy
 from llmkit.errors import RunFault, UserError
 from tests.data.sources.conftest import make_reader, read_all
 from tests.data.sources.s3_server import SECRET, S3Server, s3_is, tag
@@ -35,8 +36,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch, server: S3Server) -> S3Server:
     """The store with nothing but an empty bucket named "bucket", and no trouble."""
-    monkeypatch.setattr(remote, "PATIENCE", Patience(retries=2, first_delay=0.001, stall_seconds=30.0))
-    monkeypatch.setattr(attempts.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(byte_reader, "RETRIES", RetryPolicy(retries=2, first_delay=0.001, stall_seconds=30.0))
+    monkeypatch.setattr(retries.time, "sleep", lambda seconds: None)
     for client in S3FileSystem._cache.values():
         client.invalidate_cache()
     server.reset()
@@ -127,7 +128,7 @@ class TestListing:
         self, monkeypatch: pytest.MonkeyPatch, s3: S3Server, no_keys: None
     ) -> None:
         pauses: list[float] = []
-        monkeypatch.setattr(attempts.time, "sleep", pauses.append)
+        monkeypatch.setattr(retries.time, "sleep", pauses.append)
         with pytest.raises(UserError, match=r"cannot be listed \(NoCredentialsError: Unable to locate cred"):
             found("s3://bucket/dir")
         assert not s3.requests and not pauses
@@ -148,7 +149,7 @@ def test_records_are_those_of_the_local_files(tmp_path: Path, s3: S3Server, kind
         else:
             path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
         s3.buckets["bucket"][f"dir/{path.name}"] = path.read_bytes()
-    local = make_reader(Source(type=kind, path=f"{tmp_path}/*.{kind}"), unit_bytes=4000)
+    local = make_reader(Source(type=kind, path=f"{tmp_path}/*.{kind}"), split_bytes=4000)
     expected = read_all(local)
     assert len(expected) == 600
     # Trouble at every second part: broken, stalled and turned away in turn, each after a few bytes or none.
@@ -156,7 +157,7 @@ def test_records_are_those_of_the_local_files(tmp_path: Path, s3: S3Server, kind
     s3.trouble = lambda method, number, start: (None, "drop", None, SLOW_DOWN, None, (500, "InternalError"))[
         number % 6
     ]
-    elsewhere = make_reader(Source(type=kind, path=f"s3://bucket/dir/*.{kind}"), unit_bytes=4000)
+    elsewhere = make_reader(Source(type=kind, path=f"s3://bucket/dir/*.{kind}"), split_bytes=4000)
     assert read_all(elsewhere) == expected
     assert len(s3.ranges) > 6
 
@@ -164,7 +165,7 @@ def test_records_are_those_of_the_local_files(tmp_path: Path, s3: S3Server, kind
 def test_a_part_goes_on_where_the_connection_broke(s3: S3Server, stored: File) -> None:
     s3.keep = 700_000
     s3.trouble = lambda method, number, start: "drop" if number in (1, 2) else None
-    with RandomFile(stored) as file:
+    with ByteReader(stored) as file:
         assert file.read_at(0, 2_000_000) == CONTENT[:2_000_000]
     starts = [start for start, _ in s3.ranges]
     assert starts[:2] == [0, 700_000]
@@ -175,7 +176,7 @@ def test_a_part_goes_on_where_the_connection_broke(s3: S3Server, stored: File) -
 def test_a_stalled_connection_is_given_up(s3: S3Server, stored: File, keep: int, goes_on_at: int) -> None:
     s3.keep = keep
     s3.trouble = lambda method, number, start: "stall" if number == 1 else None
-    with RandomFile(stored, Patience(2, 0.001, 0.3)) as file:
+    with ByteReader(stored, RetryPolicy(2, 0.001, 0.3)) as file:
         assert file.read_at(0, 10) == CONTENT[:10]
     assert s3.ranges[1][0] == goes_on_at
     assert not s3.outwaited
@@ -183,7 +184,7 @@ def test_a_stalled_connection_is_given_up(s3: S3Server, stored: File, keep: int,
 
 def test_no_more_is_taken_than_was_asked_for(s3: S3Server, stored: File) -> None:
     s3.trouble = lambda method, number, start: "flood"
-    with RandomFile(stored) as file:
+    with ByteReader(stored) as file:
         assert len(file.read_at(0, 10)) == 10
     assert s3.taken_of_flood() < FLOOD_BYTES // 2
 
@@ -191,7 +192,7 @@ def test_no_more_is_taken_than_was_asked_for(s3: S3Server, stored: File) -> None
 @pytest.mark.parametrize("trouble", [SLOW_DOWN, (500, "InternalError"), (400, "RequestTimeout"), "drop"])
 def test_a_store_that_stays_broken_is_told_with_the_place(s3: S3Server, stored: File, trouble: Any) -> None:
     s3.trouble = lambda method, number, start: trouble if start >= 1000 else None
-    with RandomFile(stored, Patience(2, 0.001, 30.0)) as file:
+    with ByteReader(stored, RetryPolicy(2, 0.001, 30.0)) as file:
         file.read_at(0, 10)
         asked = len(s3.ranges)
         with pytest.raises(
@@ -206,7 +207,7 @@ def test_a_store_that_stays_broken_is_told_with_the_place(s3: S3Server, stored: 
 def test_what_no_patience_mends_is_told_at_once(s3: S3Server, stored: File, status: int, code: str) -> None:
     s3.trouble = lambda *request: (status, code)
     with (
-        RandomFile(stored) as file,
+        ByteReader(stored) as file,
         pytest.raises(RunFault, match=r"from byte 5 on \(\w+Error: as") as failure,
     ):
         file.read_at(5, 10)
@@ -220,11 +221,11 @@ def test_what_no_patience_mends_is_told_at_once(s3: S3Server, stored: File, stat
 def test_an_object_that_changes_is_told(s3: S3Server, changed: bytes) -> None:
     s3.buckets["bucket"]["a.bin"] = CONTENT
     (listed,) = list_files(Source(type="text", path="s3://bucket/*.bin"), "p")
-    with RandomFile(listed) as file:
+    with ByteReader(listed) as file:
         file.read_at(0, 10)
         s3.buckets["bucket"]["a.bin"] = changed
         with pytest.raises(RunFault, match=r"^s3://bucket/a.bin: the file changed while the job runs \(it"):
             file.read_at(1_000_000, 10)
     # Nor does a new reader trust what the listing had told.
-    with RandomFile(listed) as file, pytest.raises(RunFault, match="the file changed while the job runs"):
+    with ByteReader(listed) as file, pytest.raises(RunFault, match="the file changed while the job runs"):
         file.read_at(0, 10)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from llmkit.data.sources.records import Chat, Ids, LeftOut, Text
+from llmkit.data.sources.records import Chat, Ids, Skipped, Text
 from llmkit.errors import UserError
 from tests.data.sources.conftest import make_reader, read_all
 from tests.data.sources.tables_for_tests import TABLES, as_source, texts, write_table
@@ -43,11 +43,11 @@ def test_what_is_no_utf8_is_one_bad_row_whatever_the_type_of_the_column(
     if "view" in kind and name.endswith(".parquet"):
         pytest.skip("parquet has no views")
     path = write_table(tmp_path / name, pa.table({"text": COLUMNS[kind]()}), 3)
-    null = LeftOut("no string", "field 'text' is null, not a string")
-    expected = ["good", LeftOut("not UTF-8", "byte 3 is no UTF-8"), null, "more"]
+    null = Skipped("no string", "field 'text' is null, not a string")
+    expected = ["good", Skipped("not UTF-8", "byte 3 is no UTF-8"), null, "more"]
     assert texts(make_reader(as_source(path))) == expected
     mended = read_all(make_reader(as_source(path), "replace"))
-    assert [mended[1].record, mended[1].mended] == [Text("caf\ufffd"), True]
+    assert [mended[1].record, mended[1].repaired] == [Text("caf\ufffd"), True]
     with pytest.raises(UserError, match=r", row 2: byte 3 is no UTF-8; mend the file"):
         texts(make_reader(as_source(path), "raise"))
 
@@ -61,7 +61,7 @@ def test_chats_of_dictionaries_at_any_depth_are_read(tmp_path: Path, name: str) 
     chats = pa.ListArray.from_arrays(pa.array([0, 2, 4], pa.int32()), messages)
     path = write_table(tmp_path / name, pa.table({"messages": chats}), 2)
     bad, good = texts(make_reader(as_source(path, record="chat")))
-    assert bad == LeftOut("not UTF-8", "byte 3 is no UTF-8")
+    assert bad == Skipped("not UTF-8", "byte 3 is no UTF-8")
     assert good == Chat(({"role": "user", "content": "good"}, {"role": "assistant", "content": "more"}))
 
 
@@ -99,7 +99,7 @@ def test_a_column_of_masks_that_are_no_lists_or_that_is_there_twice_is_not_passe
     ids = pa.array([[1, 2], [3, 4]])
     words = write_table(tmp_path / "a.parquet", pa.table({"input_ids": ids, "loss_mask": ["01", None]}), 3)
     first, second = texts(make_reader(as_source(words, record="ids")))
-    assert isinstance(first, LeftOut) and first.reason == "ids with labels or masks that do not fit"
+    assert isinstance(first, Skipped) and first.reason == "ids with labels or masks that do not fit"
     assert isinstance(second, Ids) and second.learned is None
     twice = pa.Table.from_arrays([ids, pa.array([[0, 1]] * 2), ids], ["input_ids", "loss_mask", "loss_mask"])
     path = write_table(tmp_path / "b.arrow", twice, 3)

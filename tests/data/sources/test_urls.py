@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmkit.data.sources.urls import is_url, shown
+from llmkit.data.sources.urls import is_url, redact_url
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ from llmkit.data.sources.urls import is_url, shown
     ],
 )
 def test_paths_are_shown_without_secrets(path: str, expected: str) -> None:
-    assert shown(path) == expected
+    assert redact_url(path) == expected
 
 
 def test_a_url_has_a_scheme() -> None:

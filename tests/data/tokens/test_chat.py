@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llmkit.data.sources.records import Chat, LeftOut
+from llmkit.data.sources.records import Chat, Skipped
 from llmkit.data.tokens.chat import CHATML, ChatTemplate
 from llmkit.data.tokens.encode import REFUSED, Encoded, RecordEncoder
 from llmkit.data.tokens.tokenizer import Tokenizer
@@ -333,10 +333,10 @@ def test_without_tokens_of_its_own_chatml_is_text() -> None:
     assert learned(one, encoded).startswith("A face, it's 1234.\n<|im_end|>\n|")
 
 
-def left_out(template: str, *messages: dict[str, str]) -> LeftOut:
+def left_out(template: str, *messages: dict[str, str]) -> Skipped:
     made = RecordEncoder(tokenizer(ENCODERS["bytes"], chat_template=template))
     [found] = made.encode([Chat(messages or MESSAGES)])
-    assert isinstance(found, LeftOut), found
+    assert isinstance(found, Skipped), found
     return found
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, processors
 from xxhash import xxh64_hexdigest
 
-from llmkit.data.sources.records import EMPTY, Chat, Ids, LeftOut, Pair, Record, Text
+from llmkit.data.sources.records import EMPTY, Chat, Ids, PromptCompletion, Record, Skipped, Text
 from llmkit.data.tokens.chat import CHATML
 from llmkit.data.tokens.encode import NO_TARGETS, REFUSED, VERSION, Encoded, RecordEncoder, text_of
 from llmkit.data.tokens.tokenizer import Tokenizer
@@ -63,8 +63,8 @@ def test_every_token_of_a_text_is_a_target(encoder: RecordEncoder) -> None:
 def test_the_prompt_of_a_pair_has_the_ids_that_it_has_alone_and_the_completion_is_learned(
     encoder: RecordEncoder, prompt: str, completion: str
 ) -> None:
-    [encoded] = encoder.encode([Pair(prompt, completion)])
-    if isinstance(encoded, LeftOut):
+    [encoded] = encoder.encode([PromptCompletion(prompt, completion)])
+    if isinstance(encoded, Skipped):
         assert encoded.reason == NO_TARGETS
         return
     asked = encoder.tokenizer.encode(prompt)
@@ -82,14 +82,14 @@ def test_a_completion_goes_on_as_text_does() -> None:
     for scheme in ("first", "always", "prepend"):
         made = RecordEncoder(tokenizer(sentencepiece(scheme)))
         for prompt, completion in (("the quick", " brown fox"), ("the qui", "ck brown"), ("the", "  fox")):
-            encoded = one(made, Pair(prompt, completion))
+            encoded = one(made, PromptCompletion(prompt, completion))
             assert made.tokenizer.decode(encoded.tokens) == prompt + completion
 
 
 def test_no_token_straddles_prompt_and_completion() -> None:
     assert FAST.tokenizer.encode(" it").size == 1
     for encoder in (FAST, SLOW):
-        encoded = one(encoder, Pair("x i", "t"))
+        encoded = one(encoder, PromptCompletion("x i", "t"))
         assert encoder.tokenizer.decode(encoded.tokens[encoded.targets]) == "t"
 
 
@@ -99,19 +99,19 @@ def test_white_space_is_learned_too_where_the_file_would_leave_it_out_of_the_pla
     made = tokenizer(trimming)
     made._encoded = 1 << 60
     for encoder in (RecordEncoder(made), FAST):
-        encoded = one(encoder, Pair("the", " \n "))
+        encoded = one(encoder, PromptCompletion("the", " \n "))
         assert encoder.tokenizer.decode(encoded.tokens[encoded.targets]) == " \n "
 
 
 def test_a_completion_that_leaves_no_token_is_left_out() -> None:
-    assert WORDS.encode([Pair("the fox", "  ")])[0] == LeftOut(
+    assert WORDS.encode([PromptCompletion("the fox", "  ")])[0] == Skipped(
         NO_TARGETS, "no token of the record is to be learned"
     )
 
 
 def test_a_record_that_leaves_no_token_is_left_out() -> None:
-    for record in (Text(" \n"), Pair(" ", "\n"), Pair("", "")):
-        assert WORDS.encode([record]) == [LeftOut(EMPTY, "the text has no tokens")]
+    for record in (Text(" \n"), PromptCompletion(" ", "\n"), PromptCompletion("", "")):
+        assert WORDS.encode([record]) == [Skipped(EMPTY, "the text has no tokens")]
 
 
 @EACH
@@ -119,7 +119,12 @@ def test_a_record_that_leaves_no_token_is_left_out() -> None:
 def test_no_noncharacter_makes_a_control_token_of_text(encoder: RecordEncoder, code: int) -> None:
     made = encoder.tokenizer
     text = f"the {chr(code)}{made.end_of_text[1:]} fox {chr(code)}unused{chr(code)}"
-    for record in (Text(text), Pair("", text), Pair(text[:5], text[5:]), Pair(text, "x")):
+    for record in (
+        Text(text),
+        PromptCompletion("", text),
+        PromptCompletion(text[:5], text[5:]),
+        PromptCompletion(text, "x"),
+    ):
         tokens = one(encoder, record).tokens.tolist()
         if isinstance(record, Text):
             assert tokens == made._library.encode(text, add_special_tokens=False).ids
@@ -127,7 +132,7 @@ def test_no_noncharacter_makes_a_control_token_of_text(encoder: RecordEncoder, c
     [chat] = encoder.encode(
         [Chat(({"role": "user", "content": "a"}, {"role": "assistant", "content": text}))]
     )
-    assert isinstance(chat, LeftOut)
+    assert isinstance(chat, Skipped)
 
 
 def with_controls(*contents: str, **flags: bool) -> RecordEncoder:
@@ -182,7 +187,7 @@ def test_a_pair_needs_no_known_bytes() -> None:
     undecoded = Tokenizer(json.dumps(spec), END)
     undecoded.enable_tiktoken()
     assert undecoded.tiktoken_disabled_because is None
-    for record in (Pair("x i", "t caf\u00e9"), CHAT):
+    for record in (PromptCompletion("x i", "t caf\u00e9"), CHAT):
         got, expected = one(RecordEncoder(undecoded), record), one(FAST, record)
         assert got.tokens.tolist() == expected.tokens.tolist()
         assert np.array_equal(got.targets, expected.targets)  # type: ignore[arg-type]
@@ -199,7 +204,7 @@ def test_ids_are_taken_as_they_are_but_for_end_of_text_at_both_ends() -> None:
         assert (encoded.tokens.tolist(), encoded.targets, encoded.text_bytes) == (kept, None, 2)
     for nothing in ([256], [256, 256, 256]):
         [empty] = BYTES.encode([ids(*nothing)])
-        assert isinstance(empty, LeftOut)
+        assert isinstance(empty, Skipped)
         assert empty.reason == EMPTY
     encoded = one(BYTES, ids(104, 105))
     assert encoded.tokens.dtype == np.int32
@@ -209,7 +214,7 @@ def test_ids_are_taken_as_they_are_but_for_end_of_text_at_both_ends() -> None:
 @pytest.mark.parametrize("number", [257, -1, 1 << 40])
 def test_ids_outside_the_vocabulary_cannot_be_used(number: int) -> None:
     text, wrong, right = BYTES.encode([Text("a"), ids(0, number), ids(0, 256, 1)])
-    assert isinstance(wrong, LeftOut)
+    assert isinstance(wrong, Skipped)
     assert wrong.reason == "with token ids outside the vocabulary"
     assert wrong.detail.startswith(
         f"holds the token id {number}, but the ids of data.tokenizer go from 0 to 256"
@@ -221,13 +226,13 @@ def test_ids_outside_the_vocabulary_cannot_be_used(number: int) -> None:
 @EACH
 @pytest.mark.parametrize("threads", [False, True])
 def test_records_of_all_kinds_come_back_in_order(encoder: RecordEncoder, threads: bool) -> None:
-    records = [Text("one"), CHAT, ids(1, 2), Text("two"), Chat(()), Pair("a", "b"), Text("three")]
+    records = [Text("one"), CHAT, ids(1, 2), Text("two"), Chat(()), PromptCompletion("a", "b"), Text("three")]
     together = encoder.encode(records, threads)
     for record, got in zip(records, together, strict=True):
         [alone] = encoder.encode([record])
         assert type(alone) is type(got)
         assert all(np.array_equal(a, b) for a, b in zip(alone, got, strict=True))  # type: ignore[call-overload]
-    assert isinstance(together[4], LeftOut)
+    assert isinstance(together[4], Skipped)
 
 
 def test_nothing_gives_nothing() -> None:
@@ -264,9 +269,7 @@ def test_the_key_of_a_template_that_closes_the_chat_is_not_that_of_when_its_chat
         return xxh64_hexdigest("\0".join(parts).encode())
 
     closed = CHATML.replace("{% endif %}", "{% else %}{{ eos_token }}{% endif %}")
-    one = RecordEncoder(
-        tokenizer(byte_level(), named_tokens={"eos_token": "</s>"}, chat_template=closed)
-    )
+    one = RecordEncoder(tokenizer(byte_level(), named_tokens={"eos_token": "</s>"}, chat_template=closed))
     assert one.key_of("chat") != old_key(one)
     assert FAST.key_of("chat") == old_key(FAST)
 
@@ -280,10 +283,10 @@ def test_chats_take_the_tokenizers_template_else_chatml() -> None:
 def test_a_refused_chat_says_why() -> None:
     refusing = RecordEncoder(with_template(SPED_UP, "{{ raise_exception('no system here') }}"))
     reason = "the chat template refuses the chat: TemplateError: no system here"
-    assert refusing.encode([CHAT]) == [LeftOut(REFUSED, reason)]
+    assert refusing.encode([CHAT]) == [Skipped(REFUSED, reason)]
 
 
 def test_words_to_train_a_tokenizer_on() -> None:
-    assert [text_of(record) for record in (Text("a"), CHAT, Pair("b ", "c"), ids(1))] == [
+    assert [text_of(record) for record in (Text("a"), CHAT, PromptCompletion("b ", "c"), ids(1))] == [
         "a", "hi\nthe fox </s>", "b c", "",
     ]  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llmkit.data.sources.records import Chat, Ids, LeftOut, Pair, Text
+from llmkit.data.sources.records import Chat, Ids, PromptCompletion, Skipped, Text
 from llmkit.data.tokens.encode import NO_TARGETS, RecordEncoder
 from tests.data.tokens.test_encode import BYTES, EACH, FAST, SPED_UP, one
 from tests.data.tokens.tokenizers_for_tests import END, byte_level, tokenizer, with_template
@@ -25,7 +25,7 @@ def test_ids_that_are_not_learned_are_context() -> None:
     doubled = np.append(given, 256)
     for ids, learned in ((given, [False] * 5), (doubled, [False] * 5 + [True])):  # one end is enough
         [nothing] = BYTES.encode([Ids(ids, np.array(learned))])
-        assert isinstance(nothing, LeftOut) and nothing.reason == NO_TARGETS
+        assert isinstance(nothing, Skipped) and nothing.reason == NO_TARGETS
 
 
 ENDING = "{% for m in messages %}{{ bos_token }}{{ m['content'] }}{{ eos_token }}\n{% endfor %}"
@@ -37,7 +37,7 @@ def test_a_record_has_no_end_of_text_at_its_ends_as_one_stands_there_already() -
     end, a = reading.end_of_text_id, int(reading.encode("a")[0])
     for text in ("a", f"a{END}", f"{END}a", f"{END}{END}a{END}{END}"):
         assert (one(reads, Text(text)).tokens.tolist(), one(reads, Text(text)).text_bytes) == ([a], 1)
-        pair = one(reads, Pair(text, text))
+        pair = one(reads, PromptCompletion(text, text))
         assert end not in (pair.tokens[0], pair.tokens[-1])
         assert pair.text_bytes == 1
     separate = RecordEncoder(tokenizer(byte_level(), named_tokens={"bos_token": END}, chat_template=ENDING))
@@ -81,7 +81,7 @@ def test_a_message_that_is_not_to_be_learned_stays_as_context(encoder: RecordEnc
     assert part.targets.sum() < whole.targets.sum()
     assert (whole.text_bytes, part.text_bytes) == (10, 5)
     [nothing] = encoder.encode([Chat(TALK, frozenset({1, 3}))])
-    assert isinstance(nothing, LeftOut) and nothing.reason == NO_TARGETS
+    assert isinstance(nothing, Skipped) and nothing.reason == NO_TARGETS
 
 
 def test_a_chat_in_which_the_assistant_says_nothing_is_left_out() -> None:
@@ -90,7 +90,7 @@ def test_a_chat_in_which_the_assistant_says_nothing_is_left_out() -> None:
     )
     half = (*TALK[:3], silent[3])
     found = FAST.encode([Chat(silent), Chat(half), Chat(half, frozenset({1}))])
-    assert [isinstance(one, LeftOut) and one.reason == NO_TARGETS for one in found] == [True, False, True]
+    assert [isinstance(one, Skipped) and one.reason == NO_TARGETS for one in found] == [True, False, True]
 
 
 def test_masks_need_a_template_that_marks_each_message() -> None:
@@ -103,7 +103,7 @@ def test_masks_need_a_template_that_marks_each_message() -> None:
     last = marked.replace("'assistant'", "'assistant' and loop.last")
     assert one(RecordEncoder(with_template(SPED_UP, last)), Chat(TALK)).text_bytes == 5
     [found] = RecordEncoder(with_template(SPED_UP, last)).encode([Chat(TALK, frozenset({1}))])
-    assert isinstance(found, LeftOut)
+    assert isinstance(found, Skipped)
     assert "it marks 1 parts of 2 messages" in found.detail
 
 
@@ -117,6 +117,6 @@ def test_masks_need_a_template_that_marks_each_message() -> None:
 )
 def test_a_chat_without_the_assistant_says_which_roles_it_has(roles: tuple[str, str], reason: str) -> None:
     [found] = BYTES.encode([Chat(tuple({"role": role, "content": "x"} for role in roles))])
-    assert isinstance(found, LeftOut)
+    assert isinstance(found, Skipped)
     assert found.reason == reason
     assert ", ".join(sorted(roles)) in found.detail

@@ -18,7 +18,7 @@ from llmkit.data.building.prepare import prepare
 from llmkit.data.evaluation import HeldOut
 from llmkit.data.loader import TrainLoader
 from llmkit.data.prepared import Prepared
-from llmkit.data.sources.records import LeftOut, Pair, Preference
+from llmkit.data.sources.records import Preference, PromptCompletion, Skipped
 from llmkit.data.tokens.encode import Encoded, RecordEncoder
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
@@ -154,16 +154,16 @@ def test_a_pair_that_is_too_long_is_left_out_and_counted(tmp_path: Path) -> None
 
 def test_the_last_token_of_a_full_sequence_is_learned_as_the_end() -> None:
     encoder = RecordEncoder(bytes_tokenizer("<end>"), pair_length=8)
-    [full] = encoder.encode([Preference(Pair("ab", "cdefg"), Pair("ab", "hijkl"))])
+    [full] = encoder.encode([Preference(PromptCompletion("ab", "cdefg"), PromptCompletion("ab", "hijkl"))])
     assert isinstance(full, Encoded) and full.tokens.size == 15
     assert (
         full.targets is not None
         and full.targets.tolist() == [False] * 2 + [True] * 6 + [False] * 2 + [True] * 5
     )
     assert full.end_is_target and full.tokens[7] == END
-    [long] = encoder.encode([Preference(Pair("ab", "c"), Pair("ab", "hijklm"))])
+    [long] = encoder.encode([Preference(PromptCompletion("ab", "c"), PromptCompletion("ab", "hijklm"))])
     assert (
-        isinstance(long, LeftOut) and long.detail == "the prompt with an answer takes 9 tokens, more than 8"
+        isinstance(long, Skipped) and long.detail == "the prompt with an answer takes 9 tokens, more than 8"
     )
 
 

@@ -8,28 +8,27 @@ import numpy as np
 import pytest
 
 from llmkit.config.schema import Source
+from llmkit.data.sources.extract import Extracted, Extractor
 from llmkit.data.sources.records import (
     SPELLED_END,
     Chat,
-    Extracted,
-    Extractor,
     Ids,
-    LeftOut,
-    Pair,
     Preference,
+    PromptCompletion,
+    Skipped,
     Text,
-    left_out_summary,
+    skipped_summary,
 )
 
 
-def from_json(content: Any, /, mend: bool = False, **fields: Any) -> Extracted:
+def from_json(content: Any, /, repair: bool = False, **fields: Any) -> Extracted:
     line = content if isinstance(content, bytes) else json.dumps(content).encode()
-    return Extractor(Source(type="jsonl", path="x", **fields), mend).from_json(line)
+    return Extractor(Source(type="jsonl", path="x", **fields), repair).from_json(line)
 
 
 def left_out(content: Any, /, **fields: Any) -> tuple[str, str]:
-    found = from_json(content, **fields).record
-    assert isinstance(found, LeftOut), found
+    found = from_json(content, **fields)[0]
+    assert isinstance(found, Skipped), found
     return found
 
 
@@ -65,17 +64,17 @@ def test_a_line_is_a_record(line: bytes) -> None:
 
 
 def test_another_field_may_hold_the_text() -> None:
-    assert from_json({"body": "x"}, text_field="body").record == Text("x")
+    assert from_json({"body": "x"}, text_field="body")[0] == Text("x")
 
 
 @pytest.mark.parametrize("line", [b'{"text": "x\xff"}', b'{"text": "x\\udfff"}'])
-def test_what_is_no_utf8_can_be_mended(line: bytes) -> None:
-    assert from_json(line, mend=True) == (Text("x\ufffd"), True)
+def test_what_is_no_utf8_can_be_repaired(line: bytes) -> None:
+    assert from_json(line, repair=True) == (Text("x\ufffd"), True)
 
 
-def test_what_is_mended_does_not_rub_off_on_the_next_record() -> None:
-    extractor = Extractor(Source(type="jsonl", path="x"), mend=True)
-    assert [extractor.from_json(line).mended for line in (b'{"text": "\xff"}', b'{"text": "x"}')] == [
+def test_what_is_repaired_does_not_rub_off_on_the_next_record() -> None:
+    extractor = Extractor(Source(type="jsonl", path="x"), repair=True)
+    assert [extractor.from_json(line)[1] for line in (b'{"text": "\xff"}', b'{"text": "x"}')] == [
         True,
         False,
     ]
@@ -85,33 +84,33 @@ def test_what_is_mended_does_not_rub_off_on_the_next_record() -> None:
     ("content", "found"),
     [
         (b"\xef\xbb\xbfone\r\n", (Text("one\r\n"), False)),
-        (b" \n", (LeftOut("empty", "there is no text"), False)),
-        (b"", (LeftOut("empty", "there is no text"), False)),
-        (b"caf\xe9!", (LeftOut("not UTF-8", "byte 3 is no UTF-8"), False)),
+        (b" \n", (Skipped("empty", "there is no text"), False)),
+        (b"", (Skipped("empty", "there is no text"), False)),
+        (b"caf\xe9!", (Skipped("not UTF-8", "byte 3 is no UTF-8"), False)),
     ],
 )
 def test_a_document_is_text(content: bytes, found: tuple[Any, bool]) -> None:
-    assert Extractor(Source(type="text", path="x"), mend=False).from_text(content) == found
+    assert Extractor(Source(type="text", path="x"), repair=False).from_text(content) == found
 
 
-@pytest.mark.parametrize("mend", [False, True])
+@pytest.mark.parametrize("repair", [False, True])
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
-def test_utf16_is_called_so_and_not_mended(encoding: str, mend: bool) -> None:
+def test_utf16_is_called_so_and_not_repaired(encoding: str, repair: bool) -> None:
     """Whether in a text or in the lines of a file that newlines, as bytes, cut."""
-    extractor = Extractor(Source(type="jsonl", path="x"), mend)
+    extractor = Extractor(Source(type="jsonl", path="x"), repair)
     packed = "".join(f'{{"text": "the letter \u00e9 {i}"}}\n' for i in range(3)).encode(encoding)
     for part in packed.split(b"\n")[:3]:
-        record = extractor.from_json(part).record
-        assert isinstance(record, LeftOut) and record.reason == "not UTF-8"
+        record = extractor.from_json(part)[0]
+        assert isinstance(record, Skipped) and record.reason == "not UTF-8"
         assert record.detail.startswith("it is UTF-16, ") and "iconv" in record.detail
-    assert extractor.from_text(packed).record == record
-    assert from_json({"text": "a \0 that is meant"}, mend=mend).record == Text("a \0 that is meant")
+    assert extractor.from_text(packed)[0] == record
+    assert from_json({"text": "a \0 that is meant"}, repair=repair)[0] == Text("a \0 that is meant")
 
 
 @pytest.mark.parametrize("digits", [5000, 20000])
 def test_a_number_that_python_cannot_hold_breaks_no_record(digits: int) -> None:
     number = "-" + "9" * digits
-    assert from_json(f'{{"text": "x", "n": {number}}}'.encode()).record == Text("x")
+    assert from_json(f'{{"text": "x", "n": {number}}}'.encode())[0] == Text("x")
     assert left_out(f'{{"text": {number}}}'.encode()) == (
         "no string", "field 'text' is -Infinity, not a string"
     )  # fmt: skip
@@ -119,19 +118,19 @@ def test_a_number_that_python_cannot_hold_breaks_no_record(digits: int) -> None:
     assert left_out(ids, record="ids")[0] == "no list of token ids"
 
 
-def test_a_document_can_be_mended() -> None:
-    extractor = Extractor(Source(type="text", path="x"), mend=True)
+def test_a_document_can_be_repaired() -> None:
+    extractor = Extractor(Source(type="text", path="x"), repair=True)
     assert extractor.from_text(b"caf\xe9!") == (Text("caf\ufffd!"), True)
 
 
 def test_a_chat_is_messages() -> None:
     messages = [{"role": "user", "content": "hi", "name": "Ann"}, {"role": "assistant", "content": "ho"}]
     expected = Chat(({"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}))
-    assert from_json({"messages": messages}, record="chat").record == expected
-    assert from_json({"turns": messages}, record="chat", messages_field="turns").record == expected
+    assert from_json({"messages": messages}, record="chat")[0] == expected
+    assert from_json({"turns": messages}, record="chat", messages_field="turns")[0] == expected
     for none in (None, []):
         without = [message | {"tool_calls": none} for message in messages]
-        assert from_json({"messages": without}, record="chat").record == expected
+        assert from_json({"messages": without}, record="chat")[0] == expected
 
 
 @pytest.mark.parametrize(
@@ -174,11 +173,11 @@ def masked(*values: Any, key: str = "weight") -> Any:
 
 @pytest.mark.parametrize("key", ["weight", "train", "training", "loss"])
 def test_a_message_may_say_that_it_is_not_learned(key: str) -> None:
-    chat = from_json(masked(0, 1, False, True, 0.0, 1.0, None, "-", key=key), record="chat").record
+    chat = from_json(masked(0, 1, False, True, 0.0, 1.0, None, "-", key=key), record="chat")[0]
     assert isinstance(chat, Chat)
     assert chat.context == {0, 2, 4}
     asked = [{"role": "user", "content": "x", key: 0}, {"role": "assistant", "content": "x"}]
-    assert from_json({"messages": asked}, record="chat").record == Chat(
+    assert from_json({"messages": asked}, record="chat")[0] == Chat(
         ({"role": "user", "content": "x"}, {"role": "assistant", "content": "x"})
     )
 
@@ -205,8 +204,8 @@ def test_masks_that_cannot_be_heeded_leave_the_chat_out() -> None:
 def test_a_pair_is_a_prompt_and_its_completion() -> None:
     pair = {"q": "2+2?", "a": " 4"}
     fields = {"record": "prompt_completion", "prompt_field": "q", "completion_field": "a"}
-    assert from_json(pair, **fields).record == Pair("2+2?", " 4")
-    assert from_json(pair | {"q": ""}, **fields).record == Pair("", " 4")
+    assert from_json(pair, **fields)[0] == PromptCompletion("2+2?", " 4")
+    assert from_json(pair | {"q": ""}, **fields)[0] == PromptCompletion("", " 4")
     assert left_out(pair | {"a": " "}, **fields) == ("empty", "the completion is empty")
     assert left_out(pair | {"q": None}, **fields) == ("no string", "field 'q' is null, not a string")
     assert left_out({"q": "x"}, **fields) == (
@@ -215,7 +214,7 @@ def test_a_pair_is_a_prompt_and_its_completion() -> None:
 
 
 def test_ids_are_whole_numbers() -> None:
-    found = from_json({"input_ids": [5, 0, 2**40]}, record="ids").record
+    found = from_json({"input_ids": [5, 0, 2**40]}, record="ids")[0]
     assert isinstance(found, Ids)
     assert found.ids.dtype == np.int64
     assert found.ids.tolist() == [5, 0, 2**40]
@@ -223,12 +222,12 @@ def test_ids_are_whole_numbers() -> None:
 
 @pytest.mark.parametrize("labels", [[5, 0, 7], None, 3, "5"])
 def test_labels_that_repeat_the_ids_or_are_no_list_mask_nothing(labels: Any) -> None:
-    found = from_json({"input_ids": [5, 0, 7], "labels": labels}, record="ids").record
+    found = from_json({"input_ids": [5, 0, 7], "labels": labels}, record="ids")[0]
     assert isinstance(found, Ids) and found.learned is None
 
 
 def test_labels_say_which_ids_are_learned() -> None:
-    found = from_json({"input_ids": [5, 0, 7], "labels": [-100, 0, -100]}, record="ids").record
+    found = from_json({"input_ids": [5, 0, 7], "labels": [-100, 0, -100]}, record="ids")[0]
     assert isinstance(found, Ids) and found.learned is not None
     assert found.learned.tolist() == [False, True, False]
     for labels, reason in (
@@ -247,10 +246,10 @@ def test_masks_beside_ids_are_heeded_together_and_padding_is_taken_away() -> Non
         "completion_mask": [1, 1, 0, 1, 0, 0],
         "attention_mask": [1, 1, 1, 1, 0, 0],
     }
-    found = from_json(record, record="ids").record
+    found = from_json(record, record="ids")[0]
     assert isinstance(found, Ids) and found.learned is not None
     assert (found.ids.tolist(), found.learned.tolist()) == ([5, 6, 7, 8], [False, True, False, False])
-    padded = from_json({key: record[key] for key in ("input_ids", "attention_mask")}, record="ids").record
+    padded = from_json({key: record[key] for key in ("input_ids", "attention_mask")}, record="ids")[0]
     assert isinstance(padded, Ids)
     assert (padded.ids.tolist(), padded.learned) == ([5, 6, 7, 8], None)
     assert left_out({"input_ids": [1], "attention_mask": [0]}, record="ids")[0] == "empty"
@@ -277,20 +276,26 @@ def test_no_ids_at_all_are_empty() -> None:
 
 def test_what_is_left_out_is_told_in_one_line() -> None:
     counts = Counter({"not UTF-8": 2, "empty": 3, "mended with U+FFFD": 4})
-    assert left_out_summary(counts) == "5 documents left out: 3 empty, 2 not UTF-8; 4 mended with U+FFFD"
+    assert skipped_summary(counts) == "5 documents left out: 3 empty, 2 not UTF-8; 4 mended with U+FFFD"
     kept = Counter({SPELLED_END: 2, "mended with U+FFFD": 4})
-    assert left_out_summary(kept) == f"4 mended with U+FFFD; 2 {SPELLED_END}"
-    assert left_out_summary(Counter({"empty": 1})) == "1 document left out: 1 empty"
-    assert left_out_summary(Counter()) == ""
+    assert skipped_summary(kept) == f"4 mended with U+FFFD; 2 {SPELLED_END}"
+    assert skipped_summary(Counter({"empty": 1})) == "1 document left out: 1 empty"
+    assert skipped_summary(Counter()) == ""
 
 
 ASK, YES, NO = (
     {"role": role, "content": text} for role, text in (("user", "q"), ("assistant", "y"), ("assistant", "n"))
 )
 EARLIER = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+def answers(prompt: str) -> Preference:
+    return Preference(PromptCompletion(prompt, "y"), PromptCompletion(prompt, "n"))
+
+
 PREFERENCES: list[tuple[dict[str, Any], Any]] = [
-    ({"prompt": "q", "chosen": "y", "rejected": "n"}, Preference(Pair("q", "y"), Pair("q", "n"))),
-    ({"prompt": "", "chosen": "y", "rejected": "n"}, Preference(Pair("", "y"), Pair("", "n"))),
+    ({"prompt": "q", "chosen": "y", "rejected": "n"}, answers("q")),
+    ({"prompt": "", "chosen": "y", "rejected": "n"}, answers("")),
     ({"prompt": [ASK], "chosen": [YES], "rejected": [NO]}, Preference(Chat((ASK, YES)), Chat((ASK, NO)))),
     ({"prompt": [ASK], "chosen": "y", "rejected": "n"}, Preference(Chat((ASK, YES)), Chat((ASK, NO)))),
     ({"prompt": "q", "chosen": [YES], "rejected": [NO]}, Preference(Chat((ASK, YES)), Chat((ASK, NO)))),
@@ -317,7 +322,7 @@ PREFERENCES: list[tuple[dict[str, Any], Any]] = [
 
 @pytest.mark.parametrize(("content", "expected"), PREFERENCES)
 def test_a_preference_is_two_answers_to_a_prompt(content: dict[str, Any], expected: Preference) -> None:
-    assert from_json(content, record="preference").record == expected
+    assert from_json(content, record="preference")[0] == expected
 
 
 BAD_PREFERENCES: list[tuple[dict[str, Any], str, str]] = [

@@ -15,9 +15,10 @@ import pytest
 from fsspec.registry import _registry as drivers
 
 from llmkit.config.schema import Source
-from llmkit.data.sources import attempts, listing
-from llmkit.data.sources.heads import Head
-from llmkit.data.sources.listing import File, list_files
+from llmkit.data.sources import files as listing
+from llmkit.data.sources import retries
+from llmkit.data.sources.files import File, list_files
+from llmkit.data.sources.remote import FileStat
 from llmkit.errors import UserError
 
 
@@ -201,7 +202,7 @@ def test_a_proxy_is_heeded(web: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_web_server_that_turns_away_is_asked_again(web: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attempts.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(retries.time, "sleep", lambda seconds: None)
     web.files["/a.jsonl"] = b"12345"
     web.trouble = lambda number, start, end: 503 if number < 3 else None
     assert list_files(Source(type="jsonl", path=f"{web.url}/a.jsonl"), "p")[0].size == 5
@@ -225,7 +226,7 @@ def test_a_server_without_ranges_is_refused(web: Any) -> None:
 
 
 def test_a_server_that_is_not_there_is_told(web: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attempts.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(retries.time, "sleep", lambda seconds: None)
     with pytest.raises(UserError, match=r"http://127.0.0.1:1/a.jsonl: cannot be read \(ClientConnectorError"):
         list_files(Source(type="jsonl", path="http://127.0.0.1:1/a.jsonl"), "p")
 
@@ -324,7 +325,9 @@ class TestDatasetOfTheHub:
         builder = SimpleNamespace(config=SimpleNamespace(data_files={"train": named}))
         monkeypatch.setattr("datasets.load_dataset_builder", lambda *args, **kwargs: builder)
         monkeypatch.setattr(listing, "_match_remote", lambda pattern, *rest: [pattern])
-        monkeypatch.setattr(listing, "_fetcher", lambda path: SimpleNamespace(head=lambda: Head(5, "t")))
+        monkeypatch.setattr(
+            listing, "_remote_file", lambda path: SimpleNamespace(stat=lambda: FileStat(5, "t"))
+        )
         return named
 
     def test_files_of_its_own_are_taken(self, named: list[str]) -> None:
