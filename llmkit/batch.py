@@ -14,6 +14,32 @@ IGNORE = -100
 """Label of a position that is no target: padding, or text the loss is masked on."""
 
 
+Ranges = tuple[tuple[int, int], ...]
+"""Half-open ranges of the positions of a row."""
+
+
+class RowPiece(NamedTuple):
+    """Which part of its rows a batch is, where several ranks share them (context parallelism).
+
+    ranges: the positions that its tokens have in the rows, in their order. length: tokens of a row.
+    documents: (batch, length) int32, as `Batch.documents`, of all of the rows; None where documents are not
+    masked. has_target: (batch,) bool, which rows have a target anywhere; None = all.
+    """
+
+    ranges: Ranges
+    length: int
+    documents: Tensor | None = None
+    has_target: Tensor | None = None
+
+    def to(self, device: torch.device) -> RowPiece:
+        """The same on `device`; the copy does not wait if the memory is pinned."""
+        documents, has_target = (
+            None if each is None else each.to(device, non_blocking=True)
+            for each in (self.documents, self.has_target)
+        )
+        return RowPiece(self.ranges, self.length, documents, has_target)
+
+
 class Batch(NamedTuple):
     """Some rows of tokens with their targets; all tensors lie on one device.
 
@@ -27,6 +53,7 @@ class Batch(NamedTuple):
         model. Rows 2 k and 2 k + 1 are then the chosen and the rejected sequence of pair k.
     sources: (batch, sources) bool, or (batch / 2, sources) of pairs: which data source each row is of, none
         for a row that only fills; None: there is one source, or nobody asks.
+    piece: which part of the rows this is, of which tokens, labels and documents then are alone; None: all.
     """
 
     tokens: Tensor
@@ -35,23 +62,51 @@ class Batch(NamedTuple):
     bounds: Tensor | None = None
     reference: Tensor | None = None
     sources: Tensor | None = None
+    piece: RowPiece | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`; the copy does not wait if the memory is pinned."""
         tokens, labels = (each.to(device, non_blocking=True) for each in self[:2])
-        masks = (None if each is None else each.to(device, non_blocking=True) for each in self[2:])
-        return Batch(tokens, labels, *masks)
+        documents, bounds, reference, sources = (
+            None if each is None else each.to(device, non_blocking=True)
+            for each in (self.documents, self.bounds, self.reference, self.sources)
+        )
+        piece = None if self.piece is None else self.piece.to(device)
+        return Batch(tokens, labels, documents, bounds, reference, sources, piece)
+
+    @property
+    def row_length(self) -> int:
+        """Tokens of a row, all of them."""
+        return self.tokens.shape[1] if self.piece is None else self.piece.length
+
+    def cut(self, ranges: Ranges | None) -> Batch:
+        """The same rows at some positions alone; all of them for None."""
+        if ranges is None:
+            return self
+        documents = None if self.documents is None else pick(self.documents, ranges)
+        has_target = (self.labels != IGNORE).any(1)
+        return self._replace(
+            tokens=pick(self.tokens, ranges), labels=pick(self.labels, ranges), documents=documents,
+            piece=RowPiece(ranges, self.tokens.shape[1], self.documents, has_target),
+        )  # fmt: skip
+
+
+def pick(x: Tensor, ranges: Ranges) -> Tensor:
+    """x (batch, seq, ...) at the positions of some ranges; a view where that is one range."""
+    parts = [x[:, start:stop] for start, stop in ranges]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 class Rows(NamedTuple):
     """A batch on the host as int32 token ids; `to` shifts and widens it on the device.
 
-    tokens: (batch, seq + 1) int32: inputs and, one position further, labels.
+    tokens: (batch, seq + 1) int32: inputs and, one position further, labels. Of a piece (`cut`) the same of
+        each of its ranges, behind each other.
     is_target: (batch, seq) bool, which labels are targets; None = all.
     end_of_text: its id where documents are masked from each other: as an input it opens the next one. None
         where a position attends to all before it.
     bounds: of the documents, as `document_bounds` gives it; `of` computes it.
-    reference, sources: as in `Batch`.
+    reference, sources, piece: as in `Batch`; the documents of a piece are made of `bounds` on the device.
     """
 
     tokens: Tensor
@@ -60,6 +115,7 @@ class Rows(NamedTuple):
     bounds: Tensor | None = None
     reference: Tensor | None = None
     sources: Tensor | None = None
+    piece: RowPiece | None = None
 
     @classmethod
     def of(
@@ -84,22 +140,72 @@ class Rows(NamedTuple):
         tokens, *others = (None if each is None else each.pin_memory() for each in given)
         assert tokens is not None
         is_target, bounds, reference, sources = others
-        return Rows(tokens, is_target, self.end_of_text, bounds, reference, sources)
+        piece = self.piece
+        if piece is not None and piece.has_target is not None:
+            piece = piece._replace(has_target=piece.has_target.pin_memory())
+        return Rows(tokens, is_target, self.end_of_text, bounds, reference, sources, piece)
+
+    def cut(self, ranges: Ranges | None) -> Rows:
+        """The same rows at some positions alone, in the same kind of memory; all of them for None."""
+        if ranges is None:
+            return self
+        pinned, length = self.tokens.is_pinned(), self.tokens.shape[1] - 1
+        tokens, is_target, has_target = pick(self.tokens, _with_label(ranges)), self.is_target, None
+        if is_target is not None:
+            has_target, is_target = is_target.any(1), pick(is_target, ranges)
+        if pinned:
+            tokens = _pinned(tokens)
+            is_target, has_target = (
+                None if each is None else _pinned(each) for each in (is_target, has_target)
+            )
+        return self._replace(
+            tokens=tokens, is_target=is_target, piece=RowPiece(ranges, length, has_target=has_target)
+        )
 
     def to(self, device: torch.device) -> Batch:
         """The batch on `device`, made there; nothing waits for the copy if the memory is pinned."""
         row = self.tokens.to(device, non_blocking=True)
-        tokens, labels = row[:, :-1].long(), row[:, 1:].long()
+        inputs, targets = _inputs_and_labels(row, self.piece)
+        tokens, labels = inputs.long(), targets.long()
         if self.is_target is not None:
             labels = labels.masked_fill(~self.is_target.to(device, non_blocking=True), IGNORE)
-        documents = None
-        if self.end_of_text is not None:
-            documents = (tokens == self.end_of_text).cumsum(1, dtype=torch.int32)
-        others = (
+        bounds, reference, sources = (
             None if each is None else each.to(device, non_blocking=True)
             for each in (self.bounds, self.reference, self.sources)
         )
-        return Batch(tokens, labels, documents, *others)
+        documents, piece = None, None if self.piece is None else self.piece.to(device)
+        if piece is not None and bounds is not None:
+            whole = documents_of(bounds, len(tokens), piece.length)
+            documents, piece = pick(whole, piece.ranges), piece._replace(documents=whole)
+        elif self.end_of_text is not None:
+            documents = (tokens == self.end_of_text).cumsum(1, dtype=torch.int32)
+        return Batch(tokens, labels, documents, bounds, reference, sources, piece)
+
+
+def _pinned(x: Tensor) -> Tensor:
+    """x in page-locked memory, without gaps: what has some would be copied to pageable memory on its way."""
+    if x.is_pinned() and x.is_contiguous():
+        return x
+    return torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x)
+
+
+def _with_label(ranges: Ranges) -> Ranges:
+    """The ranges of inputs and, one position further, their labels."""
+    return tuple((start, stop + 1) for start, stop in ranges)
+
+
+def _inputs_and_labels(row: Tensor, piece: RowPiece | None) -> tuple[Tensor, Tensor]:
+    """`Rows.tokens` -> inputs and labels, (batch, seq) each."""
+    if piece is None or len(piece.ranges) == 1:
+        return row[:, :-1], row[:, 1:]
+    parts = row.split([stop - start for start, stop in _with_label(piece.ranges)], 1)
+    return torch.cat([part[:, :-1] for part in parts], 1), torch.cat([part[:, 1:] for part in parts], 1)
+
+
+def documents_of(bounds: Tensor, rows: int, length: int) -> Tensor:
+    """The numbers of documents, (rows, length) int32, of what `document_bounds` gives."""
+    place = torch.arange(rows * length, dtype=bounds.dtype, device=bounds.device)
+    return torch.searchsorted(bounds, place, right=True, out_int32=True).view(rows, length)
 
 
 def split_pairs(rows: Tensor, labels: int = 1) -> Tensor:

@@ -37,6 +37,7 @@ from llmkit.monitor.sink import Sink
 from llmkit.monitor.wandb_names import check_environment
 from llmkit.parallel.accelerate import read_accelerate
 from llmkit.parallel.agreement import check_same_on_all_ranks, fail_together, software_versions
+from llmkit.parallel.context import split_mesh
 from llmkit.parallel.rank_info import rank_info_from_env
 from llmkit.parallel.world import process_group
 from llmkit.plan import Known, resolve_plan
@@ -85,7 +86,7 @@ def train(
         called = {f"hook {number}": name_of(hook) for number, hook in enumerate(hooks, start=1)}
         check_same_on_all_ranks(mesh, software_versions() | settings | code | called | plan.facts())
         launch = Launch(
-            loaded, options, environment, plan, known, mesh.split(tensor=plan.layout.tensor_parallel_size),
+            loaded, options, environment, plan, known, split_mesh(mesh, plan.layout),
             rank_info.local_size, started, clock, Phases(clock, started), hooks, sinks, own_process,
         )  # fmt: skip
         return _train(launch, listener)

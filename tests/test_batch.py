@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from llmkit.batch import IGNORE, Rows, document_bounds, split_pairs
+from llmkit.batch import IGNORE, Rows, document_bounds, documents_of, split_pairs
+from llmkit.config.context import row_pieces
 from llmkit.kernels.attention import sdpa as attention
 
 
@@ -37,7 +38,7 @@ def test_rows_become_a_batch_where_it_is_used():
     assert batch.documents.tolist() == [[0, 1, 1, 1, 2, 3, 3], [1, 1, 1, 1, 1, 1, 2]]
     assert batch.bounds is not None and batch.bounds.tolist() == [0, 1, 4, 5, 7, 13, *[14] * 10]
     plain = Rows.of(text, None, None).to(torch.device("cpu"))
-    assert (plain.labels.tolist(), *plain[2:]) == (text[:, 1:].tolist(), *[None] * 4)
+    assert (plain.labels.tolist(), *plain[2:]) == (text[:, 1:].tolist(), *[None] * 5)
 
 
 def test_the_sources_of_rows_go_with_them():
@@ -63,3 +64,41 @@ def test_pairs_become_two_sequences_that_share_a_token() -> None:
     rows = torch.arange(14).view(2, 7)
     assert split_pairs(rows).tolist() == [[0, 1, 2, 3], [3, 4, 5, 6], [7, 8, 9, 10], [10, 11, 12, 13]]
     assert split_pairs(rows[:, :6], 0).tolist() == [[0, 1, 2], [3, 4, 5], [7, 8, 9], [10, 11, 12]]
+
+
+def test_a_piece_of_rows_is_that_piece_of_their_batch():
+    """What is cut on the host, before anything is copied, and what is cut of the whole batch."""
+    cpu = torch.device("cpu")
+    torch.manual_seed(0)
+    text = torch.randint(4, (3, 24), dtype=torch.int32)
+    is_target = torch.rand(3, 23) < 0.8
+    is_target[2] = False
+    rows = Rows.of(text, is_target, 0, sources=torch.eye(3, dtype=torch.bool))
+    whole = rows.to(cpu)
+    for form in ("ulysses", "ring"):
+        for ranges in row_pieces(23, 4, form):
+            piece, expected = rows.cut(ranges).to(cpu), whole.cut(ranges)
+            place = [at for start, stop in ranges for at in range(start, stop)]
+            assert torch.equal(piece.tokens, whole.tokens[:, place])
+            assert torch.equal(piece.labels, whole.labels[:, place])
+            assert torch.equal(piece.tokens, expected.tokens) and torch.equal(piece.labels, expected.labels)
+            assert same_documents(piece.documents, whole.documents[:, place])
+            assert same_documents(piece.piece.documents, whole.documents)
+            assert (
+                piece.piece.has_target.tolist() == expected.piece.has_target.tolist() == [True, True, False]
+            )
+            assert (piece.row_length, piece.piece.ranges, piece.sources) == (23, ranges, rows.sources)
+            assert rows.cut(ranges).tokens.shape[1] == len(place) + len(ranges)  # nothing else is copied
+    assert rows.cut(None) is rows and whole.cut(None) is whole and whole.row_length == 23
+    plain = Rows.of(text, None, None).cut(((0, 5),)).to(cpu)
+    assert plain.piece is not None and plain.piece.documents is plain.piece.has_target is None
+
+
+def same_documents(one, other):
+    """Whether the same positions of a row are in one document, whatever its number."""
+    return torch.equal(one[:, 1:] != one[:, :-1], other[:, 1:] != other[:, :-1]) and one.dtype == torch.int32
+
+
+def test_documents_are_found_again_in_their_bounds():
+    begins = torch.tensor([[0, 0, 1, 0], [0, 1, 0, 1]], dtype=torch.bool)
+    assert documents_of(document_bounds(begins), 2, 4).tolist() == [[1, 1, 2, 2], [3, 4, 4, 5]]

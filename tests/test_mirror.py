@@ -24,6 +24,7 @@ ELSEWHERE = {
     "config/monitor_section.py": "config/test_keys.py",
     "config/operators.py": "kernels/test_operators.py",
     "config/preference_section.py": "config/test_check_preference.py",
+    "kernels/attention_ring.py": "kernels/test_attention_context.py",
     "data/blocks.py": "data/test_loader.py",
     "data/building/assemble.py": "data/building/test_build_source.py",
     "data/building/given.py": "data/test_prepared.py",

@@ -16,6 +16,7 @@ from llmkit.config.check_layout import (
     check_zero,
 )
 from llmkit.config.check_preference import check_preference
+from llmkit.config.context import check_context
 from llmkit.config.entries import chosen, common_fields, own_settings, settings_of
 from llmkit.config.groups import check_groups
 from llmkit.config.heldout import may_hold_out, nothing_held_out
@@ -38,7 +39,7 @@ def check(config: Config, origins: Mapping[str, str], facts: Facts | None = None
     """
     settings = Settings(config, origins, facts or Facts())
     data = (_tokenizer, _sources, _entries, _profile, _curriculum, check_paths)
-    layout = (check_world, check_tensor_parallel, check_zero)
+    layout = (check_world, check_tensor_parallel, check_context, check_zero)
     update = (check_preference, _ema, _evaluate, check_optimizer, check_groups, check_lora)
     checks = (check_model, check_vocabulary, *data, check_batch, *update, *layout)
     return [mistake for one in checks for mistake in one(settings)]

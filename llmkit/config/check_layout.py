@@ -162,10 +162,14 @@ def check_world(s: Settings) -> Iterator[Mistake]:
         what = f"{{0}}, but the world that was joined has {world}"
         note = "the launcher started another number, or several worlds that do not know of each other"
         yield s.mistake(what, "parallel.world_size", note=note)
-    if world is not None and world % parallel.tensor_parallel_size:
-        yield s.mistake(f"{world} processes are not a multiple of {{0}}", _TENSOR_SIZE)
-    elif world is None and parallel.world_size and parallel.world_size % parallel.tensor_parallel_size:
-        yield s.mistake("{0} is not a multiple of {1}", "parallel.world_size", _TENSOR_SIZE)
+    sizes, factors = [_TENSOR_SIZE], "{0}"
+    if parallel.context_parallel_size > 1:
+        sizes, factors = [_TENSOR_SIZE, "parallel.context_parallel_size"], "{0} times {1}"
+    if world is not None and world % parallel.ranks_of_a_row:
+        yield s.mistake(f"{world} processes are not a multiple of {factors}", *sizes)
+    elif world is None and parallel.world_size and parallel.world_size % parallel.ranks_of_a_row:
+        factors = factors.replace("1", "2").replace("0", "1")
+        yield s.mistake(f"{{0}} is not a multiple of {factors}", "parallel.world_size", *sizes)
     if parallel.sequence_parallel and parallel.tensor_parallel_size == 1:
         yield s.mistake("{0} needs {1} to be at least 2", "parallel.sequence_parallel", _TENSOR_SIZE)
     if parallel.activation_checkpointing_every > 1 and parallel.activation_checkpointing == "none":

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from math import lcm
 
 from llmkit.config.check_preference import preference_remarks
+from llmkit.config.context import context_remarks
 from llmkit.config.derive import size_of
 from llmkit.config.groups import group_remarks
 from llmkit.config.layers import Layers
@@ -74,6 +75,7 @@ def remarks(s: Settings, layers: Layers) -> Iterator[str]:
     yield from vocabulary_remarks(s)
     yield from preference_remarks(s)
     yield from checkpoint_remarks(s)
+    yield from context_remarks(s)
     if s.config.train.max_steps is not None:
         yield from length_remarks(s, s.config.train.max_steps)
 

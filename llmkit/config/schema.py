@@ -271,7 +271,15 @@ class Parallel(Section):
     offload); auto = native where that can, but DeepSpeed at stage 1 if accelerate's configuration is of the
     type DEEPSPEED."""
     tensor_parallel_size: Positive = 1
-    """Processes that share each layer; the other factor of their number is data-parallel."""
+    """Processes that share each layer; what is left of their number, when `context_parallel_size` is divided
+    out too, is data-parallel."""
+    context_parallel_size: Positive = 1
+    """Processes that share each row, every one with a piece of its tokens, for rows that are too long for one
+    (docs/parallelism.md)."""
+    context_parallel_form: Literal["auto", "ulysses", "ring"] = "auto"
+    """How these compute attention: ulysses = each for some heads and the whole row, by all-to-all; ring =
+    each for its own queries, while keys and values go around; auto = ulysses where the size divides a
+    process's heads, else ring."""
     sequence_parallel: bool = False
     """Tensor-parallel processes also share the activations between the layers, along the sequence."""
     offload: Literal["none", "cpu"] = "none"
@@ -284,6 +292,11 @@ class Parallel(Section):
     timeout_minutes: Annotated[float, Field(gt=0.0)] = 10.0
     """After this long in one exchange of training a process gives up on the others; small messages, such as
     those around a save, may take an hour."""
+
+    @property
+    def ranks_of_a_row(self) -> int:
+        """Processes that compute the same rows together: they share the layers, the tokens, or both."""
+        return self.tensor_parallel_size * self.context_parallel_size
 
 
 class OperatorForms(Section):

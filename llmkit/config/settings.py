@@ -58,9 +58,9 @@ class Settings:
 
     @property
     def data_parallel_size(self) -> int | None:
-        """Data-parallel ranks; None without a number of processes that tensor parallelism divides."""
+        """Data-parallel ranks; None without a number of processes that the ranks which share rows divide."""
         parallel = self.config.parallel
         world = self.facts.world_size or parallel.world_size
-        if world is None or world % parallel.tensor_parallel_size:
+        if world is None or world % parallel.ranks_of_a_row:
             return None
-        return world // parallel.tensor_parallel_size
+        return world // parallel.ranks_of_a_row

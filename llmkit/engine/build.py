@@ -24,6 +24,7 @@ from llmkit.model.build import build_model, tensor_parallel_of
 from llmkit.model.initial import InitialWeights
 from llmkit.model.lora import add_adapters
 from llmkit.parallel.agreement import fail_together
+from llmkit.parallel.context import context_parallel
 from llmkit.parallel.mesh import Mesh
 from llmkit.plan import Plan
 from llmkit.plan.buckets import BUCKET_SIZES, BucketSizes
@@ -67,12 +68,15 @@ def build_engine(
             # Frozen weights have no master, so that they can have the type in which they are used at once.
             frozen = torch_dtype(plan.precision.weights) if lora.rank else torch.get_default_dtype()
             with default_type(frozen):
-                model = build_model(shape, tp, operators, layout.activation_checkpointing, every, terms)
+                recompute = (layout.activation_checkpointing, every)
+                context = context_parallel(mesh, layout.context_parallel_form)
+                model = build_model(shape, tp, operators, *recompute, terms, context)
             if lora.rank:
                 add_adapters(model, lora)
         _prepare_parameters(model)
         if kernels.compiled:
-            model.compile_parts(_refuse if layout.tensor_parallel_size > 1 else each_once(note))
+            alone = mesh["context", "tensor"].size == 1
+            model.compile_parts(each_once(note) if alone else _refuse)
         return model
 
     engine: Engine

@@ -54,7 +54,7 @@ class LayerOutputs:
     def _noting_rows(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def called(*arguments: Any, **options: Any) -> Any:
             batch = next((each for each in arguments if isinstance(each, Batch)), None)
-            self._rows = None if batch is None else (batch.labels != IGNORE).any(1)
+            self._rows = None if batch is None else _with_target(batch)
             return call(*arguments, **options)
 
         return called
@@ -101,3 +101,8 @@ class LayerOutputs:
         total = torch.cat((world.sum(sums), world.largest(largest)), 1)
         self._sums = {}
         return total[: len(self.names)]
+
+
+def _with_target(batch: Batch) -> Tensor | None:
+    """(batch,) bool: which rows have a target, of a piece of rows anywhere in them; None: all."""
+    return (batch.labels != IGNORE).any(1) if batch.piece is None else batch.piece.has_target

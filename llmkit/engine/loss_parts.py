@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from llmkit.batch import IGNORE, Batch
+from llmkit.batch import IGNORE, Batch, pick
 
 FIRST_POSITIONS = 16
 """Positions of the first range; each further one reaches twice as far."""
@@ -31,16 +31,27 @@ def sums_by_position(nats: Tensor, batch: Batch) -> Tensor:
     """
     is_target = batch.labels != IGNORE
     found = []
-    if batch.documents is None:
+    if batch.documents is None and batch.piece is None:
         for low, high in position_ranges(batch.labels.shape[1]):
             wanted = is_target[:, low:high]
             found += [nats[:, low:high].where(wanted, 0.0).sum(dtype=torch.float64), wanted.sum().double()]
     else:
-        position = positions_in_documents(batch.documents)
-        for low, high in position_ranges(batch.labels.shape[1]):
+        position = _positions(batch)
+        for low, high in position_ranges(batch.row_length):
             wanted = is_target & (position >= low) & (position < high)
             found += [nats.where(wanted, 0.0).sum(dtype=torch.float64), wanted.sum().double()]
     return torch.stack(found).view(-1, 2)
+
+
+def _positions(batch: Batch) -> Tensor:
+    """(batch, seq) or (1, seq) int64: each token's position in its document, or in its row without masks."""
+    piece = batch.piece
+    if piece is None:
+        assert batch.documents is not None
+        return positions_in_documents(batch.documents)
+    if piece.documents is not None:
+        return pick(positions_in_documents(piece.documents), piece.ranges)
+    return pick(torch.arange(piece.length, device=batch.labels.device)[None], piece.ranges)
 
 
 def loss_at(sums: Sequence[float], length: int) -> dict[str, float]:

@@ -97,7 +97,8 @@ def _largest_micro_batch(plan: Plan, needs: Memory, room: int) -> int:
     rows, length = plan.rows_per_rank, plan.config.data.row_length
 
     def fits(micro: int) -> bool:
-        return with_losses(needs, sum(each.of(micro * length) for each in parts.values())) <= room
+        tokens = plan.layout.tokens_of(micro, length)
+        return with_losses(needs, sum(each.of(tokens) for each in parts.values())) <= room
 
     return max(filter(fits, divisors(rows)), default=0)
 
@@ -108,7 +109,7 @@ def _device(plan: Plan, needs: Memory, on_cpu: bool) -> Iterator[Term]:
     for name, size in state.parts.items():
         if size and (on_cpu or name not in state.on_host):
             yield _bytes(name, size, _state_formula(plan, name), STATE_SOURCE)
-    tokens = plan.micro_batch_size * plan.config.data.row_length
+    tokens = layout.tokens_of(plan.micro_batch_size, plan.config.data.row_length)
     for kind, size in (needs.activations or {}).items():
         if size:
             text = f"{tokens:,} tokens of a micro-batch x {size / tokens:,.0f} bytes"

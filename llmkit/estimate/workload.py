@@ -171,6 +171,7 @@ def workload_of(plan: Plan) -> Workload | None:
         shape=plan.model, length=plan.config.data.sequence_length,
         rows=plan.rows_per_rank * layout.data_parallel_size * sequences, world=layout.world_size,
         micro_batch=plan.micro_batch_size * sequences, tensor=layout.tensor_parallel_size,
+        context=layout.context_parallel_size,
         sequence_parallel=layout.sequence_parallel, zero=layout.zero_stage, offload=layout.offload == "cpu",
         recompute=layout.activation_checkpointing, recompute_every=layout.activation_checkpointing_every,
         linear=precision.linear, value_bytes=BYTES[precision.compute], fused=kernels.blocks_compiled,

@@ -76,8 +76,9 @@ def _reason(times: Mapping[str, float]) -> str:
 
 
 def sizes_of(plan: Plan) -> Sizes:
-    """What a layer of one rank computes attention of."""
-    model, ranks = plan.model, plan.layout.tensor_parallel_size
+    """What a layer of one rank computes attention of; Ulysses gives it whole rows of fewer heads."""
+    model, layout = plan.model, plan.layout
+    ranks = layout.tensor_parallel_size * layout.context_parallel_size
     assert isinstance(model, ModelShape), "of other models no form of attention is measured"
     return Sizes(
         plan.micro_batch_size * plan.config.data.sequences_per_row, plan.config.data.sequence_length,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmkit.batch import Batch, LossSum
+from llmkit.batch import Batch, LossSum, Ranges
 from llmkit.data.evaluation import HeldOut, HeldOutPart
 from llmkit.data.prefetch import GaveUp
 from llmkit.engine.base import Engine
@@ -22,10 +22,12 @@ from llmkit.preference.loss import MEASURES
 
 
 def evaluate(
-    engine: Engine, heldout: HeldOut, mesh: Mesh, control: Control, stop_code: Callable[[], int], step: int
-) -> Evaluation:
+    engine: Engine, heldout: HeldOut, mesh: Mesh, control: Control, stop_code: Callable[[], int], step: int,
+    ranges: Ranges | None = None,
+) -> Evaluation:  # fmt: skip
     """The held-out loss of the weights of now, the same on all ranks, which all call it.
 
+    ranges: the positions of each row that this rank computes; None: all.
     Raises GaveUp, on all of them, where one is asked to stop meanwhile.
     """
     positions: list[Tensor] = []
@@ -35,7 +37,7 @@ def evaluate(
             found = sums_by_position(loss.by_token, batch)
             positions[:] = [found + before for before in positions] or [found]
 
-    rows = engine.evaluate(_batches(heldout, mesh.device, Poll(control, stop_code)), observe)
+    rows = engine.evaluate(_batches(heldout, mesh.device, Poll(control, stop_code), ranges), observe)
     measured = [name for name in MEASURES if name in rows.extras]
     sources = heldout.sources if len(heldout.sources) > 1 else []
     sums = [rows.nats.double().sum(), *(rows.extras[name] for name in measured)]
@@ -69,9 +71,11 @@ def evaluation_row(found: Evaluation, of_pairs: bool) -> dict[str, Any]:
     return row | {f"eval_{name}": value for name, value in {**found.measures, **found.parts}.items()}
 
 
-def _batches(heldout: HeldOut, device: torch.device, poll: Poll) -> Iterator[Batch]:
+def _batches(
+    heldout: HeldOut, device: torch.device, poll: Poll, ranges: Ranges | None
+) -> Iterator[Batch]:
     """The held-out batches on the device; raises GaveUp, on all ranks before the same one, on a stop."""
     for batch in heldout:
         if why := poll():
             raise GaveUp(why)
-        yield batch.pinned_for(device).to(device)
+        yield batch.cut(ranges).pinned_for(device).to(device)

@@ -52,7 +52,7 @@ def evaluate_now(t: Trainer) -> bool:
     t.log.flush()
     try:
         with t.phases.span("evaluate"):
-            found = evaluate(t.engine, heldout, t.mesh, t.control, t.stop_code, state.step)
+            found = evaluate(t.engine, heldout, t.mesh, t.control, t.stop_code, state.step, t.ranges)
             averaged = _loss_of_average(t, heldout)
             write_samples(t)  # before the row, by which a start knows that nothing is missing
     except GaveUp as end:
@@ -95,7 +95,7 @@ def _loss_of_average(t: Trainer, heldout: HeldOut) -> dict[str, float]:
     if not (ema.on and ema.evaluate):
         return {}
     with _average_in_use(t):
-        found = evaluate(t.engine, heldout, t.mesh, t.control, t.stop_code, t.state.step)
+        found = evaluate(t.engine, heldout, t.mesh, t.control, t.stop_code, t.state.step, t.ranges)
     return {"eval_ema_loss": found.loss}
 
 

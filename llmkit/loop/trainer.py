@@ -57,6 +57,7 @@ from llmkit.monitor.media import MediaSink, checked
 from llmkit.monitor.metrics import MetricsFile
 from llmkit.monitor.sink import Sink
 from llmkit.optim.schedule import step_values
+from llmkit.parallel.context import context_parallel
 from llmkit.parallel.randomness import seed_step
 from llmkit.plan import Plan
 from llmkit.run_folder import RunFolder
@@ -85,6 +86,9 @@ class Trainer:
         self.config: Config = launch.config
         self.mesh, self.plan, self.data, self.loader, self.heldout = launch.mesh, plan, data, loader, heldout
         self.engine, self.state, self.folder, self.console = engine, state, folder, console
+        context = context_parallel(self.mesh, plan.layout.context_parallel_form)
+        self.ranges = context.own(self.config.data.sequence_length)
+        """The positions of each row that this rank computes; None: all."""
         self.events, self.stop, self.clock, self.saved_step = events, stop, launch.clock, saved_step
         self.environment, self.first_step, self.watch = launch.environment, state.step, watch
         self.learning_rate, self.tasks_seconds = 0.0, 0.0
@@ -191,7 +195,7 @@ class Trainer:
         compiles = self.plan.kernels.compiled and not self.log.warmed_up
         graphs = graphs_compiled() if self.plan.kernels.compiled else 0
         with self.phases.span("compile" if compiles else "step", limit=self.step_limit):
-            micro_batches = [micro.to(self.mesh.device) for micro in batch.micro_batches]
+            micro_batches = [micro.cut(self.ranges).to(self.mesh.device) for micro in batch.micro_batches]
             values = step_values(state.step + 1, state.max_steps, self.config, state.pace)
             self.learning_rate = self.config.optimizer.learning_rate * values.learning_rate
             self.checks.before_step(micro_batches[0])

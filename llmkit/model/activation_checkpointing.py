@@ -30,8 +30,8 @@ KEPT = frozenset(
     )
 )
 """Results that "selective" keeps: of matrix products, attention and communication."""
-KEPT_BY_NAME = frozenset(("torch_attn::_varlen_attn",))
-"""The same of operations that PyTorch registers when their module is imported."""
+KEPT_BY_NAME = frozenset(("torch_attn::_varlen_attn", "llmkit::ring_attention"))
+"""The same of operations that are registered when their module is imported."""
 
 
 def _policy(_context: Any, operation: Any, *_arguments: Any, **_options: Any) -> CheckpointPolicy:

@@ -7,12 +7,14 @@ from torch import Tensor, nn
 
 from llmkit.config.shape import ModelShape
 from llmkit.kernels.attention import masked
+from llmkit.kernels.attention_context import attend_across_ranks
 from llmkit.kernels.operators import TORCH, Operators
 from llmkit.model.layers import FusedColumnLinear, RowLinear
 from llmkit.model.norm import RMSNorm, WidthRMSNorm
 from llmkit.model.positions import BlockInputs, RopeTables, shift
 from llmkit.model.value_embedding import ValueEmbedding
 from llmkit.parallel.collectives import all_gather
+from llmkit.parallel.context import WHOLE_ROWS, ContextParallel
 from llmkit.parallel.mesh import TensorParallel
 
 
@@ -24,10 +26,15 @@ class Attention(nn.Module):
     """
 
     def __init__(
-        self, shape: ModelShape, layer: int, tp: TensorParallel, operators: Operators = TORCH
+        self,
+        shape: ModelShape,
+        layer: int,
+        tp: TensorParallel,
+        operators: Operators = TORCH,
+        context: ContextParallel = WHOLE_ROWS,
     ) -> None:
         super().__init__()
-        self.layer, self.operators, self.tp = layer, operators, tp
+        self.layer, self.operators, self.tp, self.context = layer, operators, tp, context
         self.head_dim, self.rotary_dim, self.window = shape.head_dim, shape.rotary_dim, shape.window(layer)
         self.dropout, self.softcap = shape.attention_dropout, shape.attn_logit_softcapping
         query, grouped = (n * shape.head_dim for n in (shape.num_attention_heads, shape.num_key_value_heads))
@@ -74,15 +81,26 @@ class Attention(nn.Module):
         if inputs.cache is not None and not inputs.cache.even:
             mixed = masked(q, k, v, inputs.cache.visible(self.window), softcap=self.softcap)
         else:
-            mixed = self.operators.attention(
-                q, k, v,
-                window=self.window,
-                documents=inputs.documents,
-                bounds=inputs.bounds,
-                dropout=self.dropout if self.training else 0.0,
-                softcap=self.softcap,
-            )  # fmt: skip
+            mixed = self._mixed(q, k, v, inputs)
         return self.o_proj(mixed.flatten(-2))
+
+    def _mixed(self, q: Tensor, k: Tensor, v: Tensor, inputs: BlockInputs) -> Tensor:
+        """Attention; of a piece of rows together with the ranks that have the others."""
+        attention, dropout = self.operators.attention, self.dropout if self.training else 0.0
+        if inputs.piece is not None:
+            return attend_across_ranks(
+                attention, q, k, v, self.context, inputs.piece,
+                window=self.window, bounds=inputs.bounds, dropout=dropout, softcap=self.softcap,
+            )  # fmt: skip
+        mixed: Tensor = attention(
+            q, k, v,
+            window=self.window,
+            documents=inputs.documents,
+            bounds=inputs.bounds,
+            dropout=dropout,
+            softcap=self.softcap,
+        )  # fmt: skip
+        return mixed
 
     def _normed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         assert self.q_norm is not None and self.k_norm is not None

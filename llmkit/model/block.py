@@ -17,6 +17,7 @@ from llmkit.model.mlp import make_mlp
 from llmkit.model.norm import residual_norm
 from llmkit.model.positions import BlockInputs
 from llmkit.parallel.collectives import Group, replicated_weight
+from llmkit.parallel.context import WHOLE_ROWS, ContextParallel
 from llmkit.parallel.mesh import TensorParallel
 from llmkit.parallel.slices import ParameterSlice, full_slice
 
@@ -62,6 +63,7 @@ class Block(nn.Module):
         operators: Operators,
         tp: TensorParallel,
         activation_checkpointing: str,
+        context: ContextParallel = WHOLE_ROWS,
     ) -> None:
         super().__init__()
         names = shape.residual_scalar_names
@@ -70,7 +72,7 @@ class Block(nn.Module):
         before, behind = shape.norm_placement != "post", shape.norm_placement != "pre"
         norm = (shape, tp, operators)
         self.attention_norm = residual_norm(*norm) if before else None
-        self.attention = Attention(shape, layer, tp, operators)
+        self.attention = Attention(shape, layer, tp, operators, context)
         self.attention_post_norm = residual_norm(*norm) if behind else None
         self.mlp_norm = residual_norm(*norm) if before else None
         self.mlp = make_mlp(*mlp)

@@ -12,6 +12,7 @@ from llmkit.kernels.operators import TORCH, Operators
 from llmkit.model.base import Model, ModelContext
 from llmkit.model.gpt import GPT
 from llmkit.model.vocabulary import VocabularyLayer
+from llmkit.parallel.context import WHOLE_ROWS, ContextParallel
 from llmkit.parallel.mesh import Mesh, TensorParallel
 from llmkit.parallel.placement import REPLICATED, Shard, placement
 from llmkit.parallel.slices import full_box
@@ -24,18 +25,21 @@ def build_model(
     activation_checkpointing: str = "none",
     activation_checkpointing_every: int = 1,
     loss_terms: LossTerms = CROSS_ENTROPY,
+    context: ContextParallel = WHOLE_ROWS,
 ) -> Model:
     """The model on the current device, with unset weights; the arguments are those of `ModelContext`.
+
+    context: the ranks that have pieces of the same rows, of our own model.
 
     Raises UserError where a registered class makes something that llmkit cannot use (see `checked_model`).
     """
     tp = tp or TensorParallel()
     how = (operators, tp, activation_checkpointing, activation_checkpointing_every, loss_terms)
     if isinstance(spec, ModelShape):
-        model: Model = GPT(spec, *how, seed=None)
+        model: Model = GPT(spec, *how, seed=None, context=context)
     else:
-        context = ModelContext(spec.vocab_size, spec.max_position_embeddings, *how)
-        model = checked_model(spec.component.make(spec.section(), context), context)
+        made_for = ModelContext(spec.vocab_size, spec.max_position_embeddings, *how)
+        model = checked_model(spec.component.make(spec.section(), made_for), made_for)
     if tp.size > 1:
         check_placements(model)
     return model

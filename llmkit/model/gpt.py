@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llmkit.batch import Batch, LossSum
+from llmkit.batch import Batch, LossSum, RowPiece
 from llmkit.config.derive import resolved_model
 from llmkit.config.parameters import is_hidden
 from llmkit.config.schema import Config
@@ -27,6 +27,7 @@ from llmkit.model.norm import residual_norm
 from llmkit.model.positions import BlockInputs, RopeTables, Span, first_tokens, shift
 from llmkit.model.rope import rope_tables
 from llmkit.model.vocabulary import Embedding, Head, Positions
+from llmkit.parallel.context import WHOLE_ROWS, ContextParallel
 from llmkit.parallel.mesh import TensorParallel
 from llmkit.parallel.slices import Shape
 
@@ -38,7 +39,8 @@ RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj.weight")
 class GPT(Model):
     """Decoder-only transformer.
 
-    operators: the functions that it calls. tp: the ranks over which the model is sharded.
+    operators: the functions that it calls. tp: the ranks over which the model is sharded. context: those that
+    have pieces of the same rows; batches without a piece are computed on one rank all the same.
     activation_checkpointing: what every n-th block computes again in the backward pass ("none", "selective"
     or "full"), n being `activation_checkpointing_every`. loss_terms: what is added to the cross-entropy.
     seed: of the initial weights; None leaves them unset, for weights that are read from a checkpoint.
@@ -58,6 +60,7 @@ class GPT(Model):
         activation_checkpointing_every: int = 1,
         loss_terms: LossTerms = CROSS_ENTROPY,
         seed: int | None = 0,
+        context: ContextParallel = WHOLE_ROWS,
     ) -> None:
         super().__init__()
         self.shape, self.tp, self.operators, self.has_weights = shape, tp, operators, False
@@ -79,7 +82,7 @@ class GPT(Model):
             for layer in range(shape.num_hidden_layers)
         ]
         self.blocks = nn.ModuleList(
-            Block(shape, layer, operators, tp, how) for layer, how in enumerate(checkpointing)
+            Block(shape, layer, operators, tp, how, context) for layer, how in enumerate(checkpointing)
         )
         self.norm = residual_norm(shape, tp, operators)
         terms = loss_terms._replace(softcap=shape.final_logit_softcapping or 0.0)
@@ -167,9 +170,10 @@ class GPT(Model):
     def forward(self, batch: Batch) -> LossSum:
         """The loss of each sequence, summed over its targets; the same on all tensor-parallel ranks."""
         with group_dropout(self.shape, self.tp, self.training, batch.tokens.device) as keys:
-            return self.head(
-                self.hidden(batch.tokens, batch.documents, keys=keys, bounds=batch.bounds), batch.labels
+            hidden = self.hidden(
+                batch.tokens, batch.documents, keys=keys, bounds=batch.bounds, piece=batch.piece
             )
+            return self.head(hidden, batch.labels)
 
     def hidden(
         self,
@@ -178,10 +182,11 @@ class GPT(Model):
         cache: CacheRows | None = None,
         keys: DropoutKeys | None = None,
         bounds: Tensor | None = None,
+        piece: RowPiece | None = None,
     ) -> Tensor:
         """tokens: (batch, seq) -> output of the last norm (batch, seq, hidden), or its piece of the sequence.
 
-        keys: of the dropouts; None: PyTorch's generators serve. bounds: of the documents, see `Batch`.
+        keys: of the dropouts; None: PyTorch's generators serve. bounds: of the documents, piece: see `Batch`.
         """
         if not self.has_weights:
             raise RuntimeError(
@@ -189,18 +194,19 @@ class GPT(Model):
                 "initial ones, load_state_dict brings others; who sets them in another way sets has_weights"
             )
         keys = keys or DropoutKeys(None, [None] * len(self.blocks), [None] * len(self.blocks))
-        span = Span.of(tokens, cache)
+        span = Span.of(tokens, cache, piece)
         if self.compiled and bounds is not None:
             torch._dynamo.mark_dynamic(bounds, 0)  # another number of documents is not compiled anew
         shape, begins = self.shape, None
         if documents is not None and (shape.key_shift or self.bigram_embedding is not None):
             begins = first_tokens(documents)
-        x = self._embed(tokens, span, documents, keys)
+        x = self._embed(tokens, span, documents if piece is None else piece.documents, keys)
         inputs = BlockInputs(
             rope=self.rope and span.rope(self.rope),
             sliding_rope=self.sliding_rope and span.rope(self.sliding_rope),
             documents=documents,
             bounds=bounds,
+            piece=piece,
             cache=cache,
             tokens=tokens if shape.value_embeddings else None,
             begins=begins,
@@ -225,7 +231,7 @@ class GPT(Model):
         return vectors
 
     def _embed(self, tokens: Tensor, span: Span, documents: Tensor | None, keys: DropoutKeys) -> Tensor:
-        """What enters the first block."""
+        """What enters the first block. documents: of whole rows."""
         x = self.embedding(tokens)
         if self.shape.embedding_multiplier != 1.0:
             x = x * self.shape.embedding_multiplier

@@ -1,7 +1,7 @@
 """Positions of the tokens of a forward pass in their sequences.
 
 The model asks here, and nowhere else, which positions its tokens have: context parallelism, under which a
-rank holds a piece of each sequence, changes `Span` and what attention exchanges, and no other layer.
+rank holds a piece of each row, changes `Span` and what attention exchanges, and no other layer.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from llmkit.batch import Ranges, RowPiece, pick
 from llmkit.model.cache import CacheRows
 
 RopeTables = tuple[Tensor, Tensor]
@@ -28,7 +29,7 @@ class BlockInputs(NamedTuple):
     `llmkit.batch.Batch`. cache: rows of keys and values of earlier positions, to be extended by these.
     tokens: (batch, seq), for value embeddings. begins: (batch, seq) bool, the first tokens of documents, for
     what looks at the position before. embedding: what entered the first block, bigram: the vectors of
-    bigrams, both (batch, seq, hidden) or this rank's piece, for `ResidualScalars`.
+    bigrams, both (batch, seq, hidden) or this rank's piece, for `ResidualScalars`. piece: as in `Batch`.
     """
 
     rope: RopeTables | None = None
@@ -40,42 +41,49 @@ class BlockInputs(NamedTuple):
     embedding: Tensor | None = None
     bigram: Tensor | None = None
     sliding_rope: RopeTables | None = None
+    piece: RowPiece | None = None
 
 
 @dataclass(frozen=True)
 class Span:
-    """The positions start .. stop - 1, which the tokens of one forward pass have in each sequence.
+    """The positions that the tokens of one forward pass have in each sequence: those of some ranges.
 
     own: (batch, seq) int64, the positions where each sequence has its own instead; else None.
     """
 
-    start: int
-    stop: int
+    ranges: Ranges
     own: Tensor | None = None
 
     @classmethod
-    def of(cls, tokens: Tensor, cache: CacheRows | None) -> Span:
-        """The positions of tokens (batch, seq) that follow those in the cache."""
+    def of(cls, tokens: Tensor, cache: CacheRows | None, piece: RowPiece | None = None) -> Span:
+        """The positions of tokens (batch, seq): of a piece of rows, or that follow those in the cache."""
+        if piece is not None:
+            return cls(piece.ranges)
         if cache is not None and not cache.even:
-            return cls(0, 0, cache.positions.clamp(max=cache.cache.context_length - 1))  # padding, too
+            return cls((), cache.positions.clamp(max=cache.cache.context_length - 1))  # padding, too
         start = 0 if cache is None else cache.starts[0]
-        return cls(start, start + tokens.shape[1])
+        return cls(((start, start + tokens.shape[1]),))
 
     def rope(self, tables: RopeTables) -> RopeTables:
         """The rows of these positions. Rotary positions are relative: documents need not begin at 0."""
         cos, sin = tables
         if self.own is not None:
             return cos[self.own], sin[self.own]
-        return cos[self.start : self.stop], sin[self.start : self.stop]
+        return pick(cos[None], self.ranges)[0], pick(sin[None], self.ranges)[0]
 
     def ids(self, documents: Tensor | None, device: torch.device) -> Tensor:
-        """The positions, (seq,) or (batch, seq) int64; with documents counted from each one's first token."""
+        """The positions, (seq,) or (batch, seq) int64; with documents counted from each one's first token.
+
+        documents: (batch, length) of whole rows, of which these are the positions in `ranges`.
+        """
         if self.own is not None:
             return self.own
-        positions = torch.arange(self.start, self.stop, device=device)
         if documents is None:
-            return positions
-        return positions - torch.where(first_tokens(documents), positions, 0).cummax(-1).values
+            parts = [torch.arange(start, stop, device=device) for start, stop in self.ranges]
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
+        place = torch.arange(documents.shape[1], device=device)
+        counted = place - torch.where(first_tokens(documents), place, 0).cummax(-1).values
+        return pick(counted, self.ranges)
 
 
 def first_tokens(documents: Tensor) -> Tensor:

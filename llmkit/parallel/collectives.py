@@ -6,6 +6,7 @@ Each does nothing where the group is None, so that a model on one rank pays noth
     reduce_from_group  all-reduce                     identity (Megatron's g)
     all_gather         all pieces concatenated        own piece of the sum
     reduce_scatter     own piece of the sum           all pieces concatenated
+    all_to_all         a part from each rank          the parts sent back
 
 They are made of PyTorch's functional collectives, which torch.compile traces and selective activation
 checkpointing can keep.
@@ -48,6 +49,11 @@ def start_all_gather(x: Tensor, size: int, group: str) -> Tensor:
 def start_reduce_scatter(x: Tensor, size: int, group: str) -> Tensor:
     """Starts summing the ranks' x; `wait` gives this rank's piece, one of `size` along dimension 0."""
     return _ops.reduce_scatter_tensor(x.contiguous(), "sum", size, group)
+
+
+def start_all_to_all(x: Tensor, received: list[int], sent: list[int], group: str) -> Tensor:
+    """Starts sending `sent[i]` rows of x (dimension 0) to each rank i; `wait` gives `received[i]` from it."""
+    return _ops.all_to_all_single(x.contiguous(), received, sent, group)
 
 
 def start_sum(of_x: Tensor, pieces: int, group: str) -> Tensor:
@@ -123,6 +129,17 @@ class _ReduceScatter(torch.autograd.Function):
         return _all_gather(gradients[0], *ctx.how), None, None, None
 
 
+class _AllToAll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, received: list[int], sent: list[int], group: str) -> Tensor:
+        ctx.back = (sent, received, group)
+        return wait(start_all_to_all(x, received, sent, group))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        return wait(start_all_to_all(gradients[0], *ctx.back)), None, None, None
+
+
 def copy_to_group(x: Tensor, group: Group) -> Tensor:
     """x itself; its gradient is summed over the group.
 
@@ -149,6 +166,11 @@ def all_gather(x: Tensor, dim: int, group: Group) -> Tensor:
 def reduce_scatter(x: Tensor, dim: int, group: Group) -> Tensor:
     """This rank's piece along `dim` (not negative) of the sum of the ranks' x."""
     return x if group is None else _ReduceScatter.apply(x, dim, group.size(), group.group_name)  # type: ignore[no-untyped-call]
+
+
+def all_to_all(x: Tensor, received: list[int], sent: list[int], group: ProcessGroup) -> Tensor:
+    """`received[i]` rows (dimension 0) from each rank i; of x, `sent[i]` rows go there."""
+    return _AllToAll.apply(x, received, sent, group.group_name)  # type: ignore[no-untyped-call]
 
 
 def all_reduce_max(x: Tensor, group: Group) -> Tensor:

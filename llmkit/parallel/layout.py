@@ -14,6 +14,7 @@ class Layout:
     zero_stage: 0 = nothing is sharded over the data-parallel ranks; 1 shards moments and masters, 2 gradients
     too, 3 weights too. activation_checkpointing, activation_checkpointing_every: which activations are
     computed again in the backward pass, and in which of the blocks (1 = in all, 2 = in every second, ...).
+    context_parallel_size, context_parallel_form: ranks that share each row, and how they compute attention.
     deepspeed: of a user's DeepSpeed file, what goes to DeepSpeed as it is, by dotted key. engine: what
     trains; the native one knows stages 0 and 1 only.
     """
@@ -27,11 +28,22 @@ class Layout:
     activation_checkpointing_every: int = 1
     deepspeed: Mapping[str, int | bool] = field(default_factory=dict)
     engine: Literal["native", "deepspeed"] = "native"
+    context_parallel_size: int = 1
+    context_parallel_form: Literal["ulysses", "ring"] = "ulysses"
 
     @property
     def data_parallel_size(self) -> int:
         """Ranks that see different rows."""
+        return self.world_size // (self.tensor_parallel_size * self.context_parallel_size)
+
+    @property
+    def replicas(self) -> int:
+        """Ranks that see different tokens: gradients are summed, and ZeRO shares state out, over them."""
         return self.world_size // self.tensor_parallel_size
+
+    def tokens_of(self, rows: int, length: int) -> int:
+        """How many tokens of so many rows a rank computes, at most."""
+        return rows * -(-length // self.context_parallel_size)
 
     @property
     def full_weights(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+from llmkit.config.context import context_form
 from llmkit.config.derive import accumulation_steps
 from llmkit.config.mistakes import Mistake
 from llmkit.config.schema import Config
@@ -40,6 +41,8 @@ class LaunchResolver:
             activation_checkpointing_every=parallel.activation_checkpointing_every,
             deepspeed=self._passed(stage),
             engine=self._engine(stage, offload),
+            context_parallel_size=parallel.context_parallel_size,
+            context_parallel_form=context_form(self.config),
         )
         self._check_training(max(1, layout.data_parallel_size))
         return layout

@@ -8,6 +8,7 @@ from itertools import product
 from typing import Any
 
 from llmkit.config.operators import GENERATED
+from llmkit.parity.subjects import LENGTH
 from llmkit.plan.operators import FORMS
 
 FACTORS: dict[str, tuple[Any, ...]] = {
@@ -30,9 +31,10 @@ stage 1, DeepSpeed from stage 2 on."""
 
 @dataclass(frozen=True)
 class Case:
-    """One combination: `tensor` x `data` processes; the rest as in the configuration.
+    """One combination: `tensor` x `context` x `data` processes; the rest as in the configuration.
 
-    forms: of operators, as in "attention=matmul"; those of others are chosen by rule. compiled: by
+    context_form: how attention is computed where several ranks share rows. length: of the rows. forms: of
+    operators, as in "attention=matmul"; those of others are chosen by rule. compiled: by
     torch.compile; the single process that it is compared with is not. adapters: of all linear layers, which
     alone are trained.
     """
@@ -52,6 +54,9 @@ class Case:
     forms: str = ""
     compiled: bool = False
     adapters: bool = False
+    context: int = 1
+    context_form: str = "auto"
+    length: int = LENGTH
 
     def __str__(self) -> str:
         """Short enough for a table: `modern Z3 tp2 dp2 sp acc3 selective masked bf16 offload`."""
@@ -62,6 +67,8 @@ class Case:
             f"tp{self.tensor}",
             f"dp{self.data}",
         ]
+        parts += [f"cp{self.context}", self.context_form] * (self.context > 1)
+        parts += [f"length {self.length}"] * (self.length != LENGTH)
         parts += ["sp"] * self.sequence_parallel + [f"acc{self.accumulation}"] * (self.accumulation > 1)
         parts += [self.activation_checkpointing] * (self.activation_checkpointing != "none") + [
             "masked"
@@ -72,7 +79,7 @@ class Case:
 
     @property
     def world_size(self) -> int:
-        return self.tensor * self.data
+        return self.tensor * self.context * self.data
 
     @property
     def kernels(self) -> dict[str, Any]:
@@ -86,6 +93,8 @@ class Case:
         return {
             "world_size": self.world_size,
             "tensor_parallel_size": self.tensor,
+            "context_parallel_size": self.context,
+            "context_parallel_form": self.context_form,
             "sequence_parallel": self.sequence_parallel,
             "zero_stage": self.stage,
             "engine": self.engine,
@@ -191,7 +200,50 @@ ADAPTERS = [
 ]  # fmt: skip
 """Low-rank adapters under each engine, stage and way to share a layer."""
 
-FURTHER = LARGE + FORMED + SETTINGS + ALONE + AVX512 + COMPILED + ADAPTERS
+CONTEXT = [
+    Case(
+        model, stage, tensor, data, pieces, accumulation, recompute, masked, precision, offload, optimizer,
+        context=context, context_form=form, length=length, **others,
+    )
+    for (
+        model, stage, tensor, context, data, form, masked, length, pieces, accumulation, recompute, precision,
+        offload, optimizer, others,
+    ) in (
+        ("gpt2", 0, 1, 2, 1, "ulysses", True, 37, False, 3, "none", "fp32", "none", "adamw", {}),
+        ("modern", 1, 1, 2, 1, "ring", True, 37, False, 1, "selective", "fp32", "none", "muon", {}),
+        ("gemma", 3, 1, 2, 1, "ring", True, 37, False, 1, "full", "fp32", "none", "adamw", {}),
+        ("odd", 1, 1, 2, 1, "ulysses", False, 32, False, 1, "full/2", "fp32", "none", "adamw", {}),
+        ("modern", 1, 1, 4, 1, "ulysses", True, 37, False, 1, "none", "fp32", "none", "muon", {}),
+        ("modern", 0, 2, 2, 1, "ring", False, 32, True, 1, "none", "fp32", "none", "adamw", {}),
+        ("odd", 3, 2, 2, 1, "ulysses", False, 32, True, 1, "selective", "fp32", "none", "adamw", {}),
+        ("gpt2", 1, 1, 2, 2, "ring", True, 37, False, 3, "none", "fp32", "none", "adamw", {}),
+        # the rest beside them
+        ("modern", 0, 1, 2, 1, "ring", True, 37, False, 1, "none", "bf16", "none", "adamw", {}),
+        ("gpt2", 1, 1, 2, 1, "ulysses", True, 37, False, 3, "none", "bf16", "none", "adamw",
+         {"engine": "deepspeed"}),
+        ("gemma", 0, 1, 2, 1, "ulysses", True, 37, False, 1, "none", "fp32", "none", "adamw", {}),
+        ("modern", 0, 1, 2, 1, "ulysses", False, 32, False, 1, "none", "fp32", "none", "adamw",
+         {"compiled": True}),
+        ("modern", 1, 1, 2, 1, "ring", True, 37, False, 1, "none", "fp32", "none", "adamw",
+         {"compiled": True}),
+        ("odd", 1, 1, 2, 1, "ulysses", False, 32, False, 3, "none", "fp32", "none", "adamw",
+         {"adapters": True}),
+        ("qk-norm", 0, 1, 4, 1, "ring", True, 35, False, 3, "none", "fp32", "none", "muon", {}),
+        ("olmo", 1, 1, 4, 1, "ulysses", True, 39, False, 1, "selective", "fp32", "none", "adamw", {}),
+        ("gemma", 1, 2, 2, 1, "ulysses", True, 31, False, 1, "full/2", "fp32", "none", "muon", {}),
+        ("gemma", 3, 2, 2, 1, "ring", True, 36, True, 1, "none", "fp32", "none", "adamw", {}),
+        ("modern", 2, 1, 2, 2, "ulysses", True, 37, False, 1, "none", "fp32", "cpu", "adamw", {}),
+        ("qk-norm", 3, 1, 2, 2, "ring", False, 33, False, 3, "full", "bf16", "none", "muon", {}),
+        ("odd", 3, 2, 2, 2, "ring", True, 37, False, 1, "none", "fp32", "none", "muon", {}),
+        ("qk-norm", 1, 2, 4, 1, "ulysses", True, 37, False, 3, "full", "fp32", "none", "adamw", {}),
+    )
+]  # fmt: skip
+"""Rows that several ranks share, by each form, under tensor parallelism and each ZeRO stage, with documents,
+windows, fewer key and value heads than ranks, and lengths that the ranks do not divide. The first eight are
+tried at every commit."""
+CONTEXT_ALWAYS = 8
+
+FURTHER = LARGE + FORMED + SETTINGS + ALONE + AVX512 + COMPILED + ADAPTERS + CONTEXT
 
 
 def all_cases() -> Iterator[Case]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmkit.batch import Ranges
 from llmkit.checkpoint.pieces import EMA
 from llmkit.config.shape import ModelShape
 from llmkit.device import device_facts
@@ -16,6 +17,7 @@ from llmkit.engine.base import Engine, StepResult
 from llmkit.engine.build import build_engine
 from llmkit.engine.layer_sums import GRADIENT, UPDATE, WEIGHT
 from llmkit.optim.schedule import StepValues
+from llmkit.parallel.context import context_parallel
 from llmkit.parallel.mesh import Mesh
 from llmkit.parity.cases import Case
 from llmkit.parity.memory import memory_differences, watched_gradients
@@ -95,12 +97,14 @@ def run_case(case: Case, mesh: Mesh, device: torch.device) -> Trajectory:
     """
     engine = make_engine(
         MODELS[case.model], case.parallel, mesh, device, case.precision, case.accumulation, case.optimizer,
-        case.kernels, case.adapters,
+        case.kernels, case.adapters, case.length,
     )  # fmt: skip
+    ranges = context_parallel(mesh, "ring" if case.context_form == "ring" else "ulysses").own(case.length)
     try:
         engine.write_pieces(RandomWeights(MODELS[case.model], case.adapters), optimizer_steps=0)
         with watched_gradients(engine) as gradients:
-            found = train(engine, MODELS[case.model], mesh, device, case.accumulation, case.masked)
+            shape, rows = MODELS[case.model], (case.masked, case.length, ranges)
+            found = train(engine, shape, mesh, device, case.accumulation, *rows)
         found.memory = memory_differences(engine, planned_state(case, device), gradients, mesh)
         return found
     finally:
@@ -116,9 +120,13 @@ def run_alone(
     device: torch.device,
     optimizer: str = "adamw",
     adapters: bool = False,
+    length: int = LENGTH,
 ) -> Trajectory:
     """The same on a single process: no layout, all rows at once, nothing recomputed."""
-    alone = Case(model, 0, 1, 1, False, 1, "none", masked, precision, "none", optimizer, adapters=adapters)
+    alone = Case(
+        model, 0, 1, 1, False, 1, "none", masked, precision, "none", optimizer,
+        adapters=adapters, length=length,
+    )  # fmt: skip
     return run_case(alone, Mesh(), device)
 
 
@@ -128,7 +136,7 @@ def planned_state(case: Case, device: torch.device) -> StateBytes:
     micro = ROWS // case.data // case.accumulation
     plan = make_plan(
         MODELS[case.model], case.parallel, micro, facts, case.precision, case.optimizer, case.kernels,
-        case.adapters,
+        case.adapters, case.length,
     )  # fmt: skip
     return state_memory(plan.config, plan.model, plan.precision, plan.layout, BUCKETS)
 
@@ -156,12 +164,13 @@ def make_engine(
     optimizer: str = "adamw",
     kernels: Mapping[str, Any] | None = None,
     adapters: bool = False,
+    length: int = LENGTH,
 ) -> Engine:
     """The engine for the rows of `global_batch`. parallel, kernels: settings of those sections."""
     kernels = {**SETTINGS["kernels"], **(kernels or {})}
     micro = ROWS // mesh["data"].size // accumulation
     facts = device_facts(device, compiled=kernels["compile"])
-    plan = make_plan(shape, parallel, micro, facts, precision, optimizer, kernels, adapters)
+    plan = make_plan(shape, parallel, micro, facts, precision, optimizer, kernels, adapters, length)
     return build_engine(plan, mesh, device=device, buckets=BUCKETS)
 
 
@@ -174,11 +183,13 @@ def make_plan(
     optimizer: str = "adamw",
     kernels: Mapping[str, Any] = SETTINGS["kernels"],
     adapters: bool = False,
+    length: int = LENGTH,
 ) -> Plan:
     """The plan for the rows of `global_batch`. parallel, kernels: settings of those sections."""
     train = {**SETTINGS["train"], "precision": precision, "micro_batch_size": micro_batch_size}
     settings = {
         **SETTINGS,
+        "data": {**SETTINGS["data"], "sequence_length": length},
         "train": {**train, "init_from": "weights", "lora": ADAPTERS.model_dump()} if adapters else train,
         "parallel": dict(parallel),
         "optimizer": {**OPTIMIZER, "name": optimizer, **({"groups": ADAPTER_GROUPS} if adapters else {})},
@@ -194,15 +205,21 @@ def train(
     device: torch.device,
     accumulation: int,
     masked: bool = False,
+    length: int = LENGTH,
+    ranges: Ranges | None = None,
 ) -> Trajectory:
-    """`STEPS` or `LARGE_STEPS` steps. A clipped gradient is read from what it adds to the first moment."""
+    """`STEPS` or `LARGE_STEPS` steps. A clipped gradient is read from what it adds to the first moment.
+
+    length: of the rows. ranges: the positions of them that this rank has; None: all.
+    """
     found = Trajectory()
     large = shape.num_parameters >= LARGE
     for step in range(LARGE_STEPS if large else STEPS):
         before = _first_moments(engine, mesh) if large or step in GRADIENT_STEPS else {}
-        batch = global_batch(shape, step, masked)
+        batch = global_batch(shape, step, masked, length)
         micro_batches = [
-            each.to(device) for each in share(batch, mesh["data"].rank, mesh["data"].size, accumulation)
+            each.cut(ranges).to(device)
+            for each in share(batch, mesh["data"].rank, mesh["data"].size, accumulation)
         ]
         measure = step in GRADIENT_STEPS
         result = engine.train_step(micro_batches, count_targets(batch), values=VALUES, measure=measure)

@@ -110,17 +110,17 @@ class RandomWeights(Source):
         return flat.view(box_shape(box)) if range is None else flat[range[0] : range[1]]
 
 
-def global_batch(shape: ModelShape, step: int, masked: bool) -> Batch:
-    """The rows of one step, (ROWS, LENGTH): each has another number of targets.
+def global_batch(shape: ModelShape, step: int, masked: bool, length: int = LENGTH) -> Batch:
+    """The rows of one step, (ROWS, length): each has another number of targets.
 
     A mean of the micro-batches' or ranks' means then differs from the mean over all targets.
     """
     generator = torch.Generator().manual_seed(step)
-    tokens, labels = torch.randint(shape.vocab_size, (2, ROWS, LENGTH), generator=generator).unbind()
+    tokens, labels = torch.randint(shape.vocab_size, (2, ROWS, length), generator=generator).unbind()
     labels = labels.clone()
     for row in range(ROWS):
         labels[row, : 5 * row] = IGNORE
-    starts = torch.rand(ROWS, LENGTH, generator=generator) < 0.15
+    starts = torch.rand(ROWS, length, generator=generator) < 0.15
     sources = torch.arange(ROWS)[:, None] % SOURCES == torch.arange(SOURCES)
     return Batch(tokens, labels, starts.cumsum(-1).int() if masked else None, sources=sources)
 

@@ -53,16 +53,16 @@ HEADING = (
 
 
 def run_cases(
-    cases: Iterable[Case], meshes: Callable[[int], Mesh], device: torch.device
+    cases: Iterable[Case], meshes: Callable[[int, int], Mesh], device: torch.device
 ) -> Iterator[Verdict]:
     """A verdict a case on rank 0, none on the others; all must run it to its end.
 
-    cases: for as many processes as there are. meshes: tensor-parallel size -> mesh.
+    cases: for as many processes as there are. meshes: tensor- and context-parallel size -> mesh.
     """
     alone = lru_cache(maxsize=None)(run_alone)
     for case in cases:
         start = time.monotonic()
-        mesh = meshes(case.tensor)
+        mesh = meshes(case.tensor, case.context)
         try:
             found = run_case(case, mesh, device)
         except ValueError as error:
@@ -71,7 +71,9 @@ def run_cases(
             if mesh.rank > 0:
                 continue
             same, fp32 = (
-                alone(case.model, case.masked, precision, device, case.optimizer, case.adapters)
+                alone(
+                    case.model, case.masked, precision, device, case.optimizer, case.adapters, case.length
+                )
                 for precision in (case.precision, "fp32")
             )
             differences = compare(found, Reference(same, None if case.precision == "fp32" else fp32), case)

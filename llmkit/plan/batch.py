@@ -73,4 +73,4 @@ def _largest(
     tokens = CPU_TOKENS
     if device.kind == "cuda":
         tokens = 0 if needed is None else int((MEMORY_SHARE * free - needed.fixed) / needed.token)
-    return max(n for n in divisors(rows) if n == 1 or n * length <= tokens)
+    return max(n for n in divisors(rows) if n == 1 or layout.tokens_of(n, length) <= tokens)

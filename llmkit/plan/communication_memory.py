@@ -37,12 +37,12 @@ def deepspeed_buffers(
         found["gradients as they come"] = summed * trained
         weight = summed
     elif layout.offload == "none":  # those of a rank's share, until the backward pass is over
-        found["gradients as they come"] = weight * trained // layout.data_parallel_size
+        found["gradients as they come"] = weight * trained // layout.replicas
     found["gradient bucket"] = bucket * weight * (1 + on_gpu)
     if weight < summed:
         found["gradient bucket"] += bucket * summed  # the bucket as it is sent
     if layout.offload != "none":
         found["gradient on its way to the host"] = largest * BYTES[precision.weights]
     if layout.offload != "none" and precision.keeps_masters:  # a rank's share, added up on the device
-        found["gradients of a step"] = summed * trained // layout.data_parallel_size
+        found["gradients of a step"] = summed * trained // layout.replicas
     return found

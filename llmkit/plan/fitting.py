@@ -58,7 +58,7 @@ def _candidates(plan: Plan, on_gpu: bool) -> Iterator[tuple[int, Layout]]:
     levels: tuple[Recompute, ...] = get_args(Recompute)
     levels = levels[levels.index(layout.activation_checkpointing) :]
     native = plan.config.parallel.engine == "native"
-    last = layout.zero_stage if layout.data_parallel_size == 1 else 1 if native else 3
+    last = layout.zero_stage if layout.replicas == 1 else 1 if native else 3
     stages = range(layout.zero_stage, max(last, layout.zero_stage) + 1)
     for micro, level, stage in product(micros, levels, stages):
         engine = layout.engine if stage < 2 else "deepspeed"

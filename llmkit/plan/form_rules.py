@@ -112,7 +112,7 @@ def few_compiled_logits(s: Situation) -> str | None:
     micro, length = s.config.train.micro_batch_size, s.config.data.row_length
     rows = rows_per_rank(s.config, s.layout.data_parallel_size) if micro == "auto" else micro
     columns = s.shape.padded_vocab_size // s.layout.tensor_parallel_size
-    size = rows * length * columns * BYTES[s.precision.compute]
+    size = s.layout.tokens_of(rows, length) * columns * BYTES[s.precision.compute]
     return "compiled on a CPU, few logits" if size <= FEW_LOGITS else None
 
 

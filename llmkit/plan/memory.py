@@ -62,7 +62,7 @@ def memory(plan: Plan, micro_batch_size: int | None = None, layout: Layout | Non
         state = state_memory(plan.config, plan.model, plan.precision, layout)
     if isinstance(plan.model, ModelShape):
         how = arithmetic(plan.config, plan.precision, layout, plan.kernels)
-        tokens = micro * plan.config.data.row_length
+        tokens = layout.tokens_of(micro, plan.config.data.row_length)
         activations = {kind: each.of(tokens) for kind, each in training_parts(plan.model, how).items()}
     buffers = {}
     if layout.engine == "deepspeed":
@@ -82,6 +82,6 @@ def arithmetic(config: Config, precision: Precision, layout: Layout, kernels: Ke
 
 def _least(state: State, layout: Layout, kept: int) -> int:
     """Where nothing holds gradients from step to step they may come as activations go."""
-    held = layout.zero_stage == 3 or (layout.engine == "native" and layout.data_parallel_size > 1)
+    held = layout.zero_stage == 3 or (layout.engine == "native" and layout.replicas > 1)
     gradients = 0 if "gradients" in state.on_host else state.gradients
     return state.device + kept if held else state.device - gradients + max(gradients, kept)

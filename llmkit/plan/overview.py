@@ -64,6 +64,8 @@ def layout_text(layout: Layout) -> str:
     text = f"{layout.world_size} process{'es' * (layout.world_size > 1)}: {how} x {layout.data_parallel_size}"
     if layout.tensor_parallel_size > 1:
         text += f", tensor parallel x {layout.tensor_parallel_size}"
+    if layout.context_parallel_size > 1:
+        text += f", context parallel x {layout.context_parallel_size} ({layout.context_parallel_form})"
     return text + " (DeepSpeed)" * (layout.engine == "deepspeed")
 
 

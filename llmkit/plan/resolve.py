@@ -86,7 +86,7 @@ def _world_size(config: Config, known: Known, pending: dict[str, str]) -> int:
     if (world := known.world_size or config.parallel.world_size) is not None:
         return world
     pending["world_size"] = FEWEST
-    return (fitting_ranks(config) or 1) * config.parallel.tensor_parallel_size
+    return (fitting_ranks(config) or 1) * config.parallel.ranks_of_a_row
 
 
 def _vocab_size(config: Config, known: Known, pending: dict[str, str]) -> int:

@@ -102,7 +102,7 @@ def state_memory(
 
 def _share(elements: int, layout: Layout) -> int:
     """Of a parameter, the elements that a rank holds: at stage 3 a part of it, padded."""
-    return -(-elements // layout.data_parallel_size) if layout.zero_stage == 3 else elements
+    return -(-elements // layout.replicas) if layout.zero_stage == 3 else elements
 
 
 def _on_host(layout: Layout) -> frozenset[str]:
@@ -120,7 +120,7 @@ def _elements(
     sizes: BucketSizes,
 ) -> _Elements:
     """parameters: elements of each and the number of its group, in the model's order."""
-    ranks, own = layout.data_parallel_size, [0] * groups
+    ranks, own = layout.replicas, [0] * groups
     if layout.engine == "native" and layout.zero_stage == 1 and ranks > 1:
         whole = 0
         for bucket in fill(parameters, sizes.native, ranks):

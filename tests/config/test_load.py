@@ -130,7 +130,7 @@ def test_an_override_of_one_list_entry_shows_in_the_origin(write: Write) -> None
         ),
         ("train.max_steps=three", 'it is the text "three"'),
         ("train=3", "train must be a section"),
-        ("parallel=auto", "auto is a value of parallel.layout, parallel.zero_stage and parallel.engine"),
+        ("parallel=auto", "auto is a value of parallel.layout, parallel.zero_stage, parallel.engine and"),
         ("data.sources.7.weight=1", 'data.sources is a list of 2 entries, numbered from 0; there is no "7"'),
         ("data.sources.-1.weight=1", 'there is no "-1"'),
         ("data.sources.first.weight=1", 'there is no "first"'),

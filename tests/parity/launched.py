@@ -20,11 +20,12 @@ def judge(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{"row": verdict.row(), "failures": verdict.failures} for verdict in verdicts]
 
 
-def mesh_maker() -> Callable[[int], Mesh]:
-    """Tensor-parallel size -> mesh of the world that was joined, each made once; alone a mesh of one."""
+def mesh_maker() -> Callable[..., Mesh]:
+    """Tensor- and context-parallel size -> mesh of the world that was joined, each made once; alone a mesh
+    of one."""
 
     @cache
-    def mesh(tensor_size: int) -> Mesh:
-        return make_mesh(tensor_size) if dist.is_initialized() else Mesh()
+    def mesh(tensor_size: int, context_size: int = 1) -> Mesh:
+        return make_mesh(tensor_size, context_size=context_size) if dist.is_initialized() else Mesh()
 
     return mesh

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 import llmkit.parity.run
-from llmkit.batch import Batch
+from llmkit.batch import IGNORE, Batch, Ranges, RowPiece
+from llmkit.config.context import Form, row_pieces
 from llmkit.engine.deepspeed import mark_sharded
 from llmkit.engine.native import NativeEngine
 from llmkit.engine.zero import ZeroEngine
 from llmkit.model import attention, layers, norm
+from llmkit.model.positions import Span
 from llmkit.model.vocabulary import Embedding
-from llmkit.parallel.placement import REPLICATED
+from llmkit.parallel.placement import REPLICATED, Placement
 from llmkit.parity.cases import Case
 from llmkit.parity.subjects import count_targets
 from llmkit.parity.suite import run_cases
@@ -137,12 +139,78 @@ CASES = [
 ]  # everything at once that a mistake may need
 
 
+def positions_restarted() -> Any:
+    """Each piece of a row has the positions of the row's beginning."""
+    real = Span.of.__func__
+
+    def of(cls: type[Span], tokens: Tensor, cache: Any, piece: RowPiece | None = None) -> Span:
+        beginning = ((0, tokens.shape[1]),)
+        return real(cls, tokens, cache, None if piece is None else piece._replace(ranges=beginning))
+
+    return patch.object(Span, "of", classmethod(of))
+
+
+def edge_label_dropped() -> Any:
+    """The last token of a piece has no target, as the token behind it is another rank's."""
+    real = Batch.cut
+
+    def cut(self: Batch, ranges: Ranges | None) -> Batch:
+        found = real(self, ranges)
+        if ranges is not None:
+            found.labels[:, -1] = IGNORE
+        return found
+
+    return patch.object(Batch, "cut", cut)
+
+
+def context_sum_missing() -> Any:
+    """Gradients are summed over the ranks that have other rows, not over those with other pieces of them."""
+    return patch.object(Placement, "summed", property(lambda self: ("data",)))
+
+
+def documents_of_pieces() -> Any:
+    """Documents are counted from the beginning of each piece, so that those of two pieces seem one."""
+    real = Batch.cut
+
+    def cut(self: Batch, ranges: Ranges | None) -> Batch:
+        found = real(self, ranges)
+        if ranges is None or found.piece is None or self.documents is None:
+            return found
+        form: Form = "ulysses" if len(ranges) == 1 else "ring"
+        counted = self.documents.clone()
+        for piece in row_pieces(self.tokens.shape[1], 2, form):
+            for start, stop in piece:
+                counted[:, start:stop] -= self.documents[:, start, None]
+        return found._replace(piece=found.piece._replace(documents=counted))
+
+    return patch.object(Batch, "cut", cut)
+
+
+CONTEXT_MISTAKES: dict[str, Mistake] = {
+    each.__name__: each
+    for each in (positions_restarted, edge_label_dropped, context_sum_missing, documents_of_pieces)
+}
+CONTEXT_CASES = [
+    Case(model, stage, 1, 1, False, 1, "none", True, "fp32", "none", context=2, context_form=form, length=37)
+    for model, stage, form in (("gpt2", 0, "ulysses"), ("modern", 1, "ring"))
+]
+
+
+def context_failures() -> dict[str, dict[str, list[str]]]:
+    """The same where ranks share rows."""
+    return _failures(CONTEXT_MISTAKES, CONTEXT_CASES)
+
+
 def failures() -> dict[str, dict[str, list[str]]]:
     """Mistake -> case -> what the comparison found; "" is without a mistake, tried last."""
+    return _failures(MISTAKES, CASES)
+
+
+def _failures(mistakes: dict[str, Mistake], cases: list[Case]) -> dict[str, dict[str, list[str]]]:
     found: dict[str, dict[str, list[str]]] = {}
     meshes = mesh_maker()
-    for name, mistake in [*MISTAKES.items(), ("", ExitStack)]:
+    for name, mistake in [*mistakes.items(), ("", ExitStack)]:
         with mistake(), patch.multiple(llmkit.parity.run, STEPS=2, GRADIENT_STEPS=(0, 1)):
-            verdicts = run_cases(CASES, meshes, torch.device("cpu"))
+            verdicts = run_cases(cases, meshes, torch.device("cpu"))
             found[name] = {str(verdict.case): verdict.failures for verdict in verdicts}
     return found

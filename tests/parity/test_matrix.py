@@ -11,7 +11,18 @@ import torch
 
 from llmkit.kernels.compiler import compiler_missing
 from llmkit.monitor.hardware import has_avx512_bf16
-from llmkit.parity.cases import ADAPTERS, ALONE, AVX512, COMPILED, FORMED, LARGE, SETTINGS, Case
+from llmkit.parity.cases import (
+    ADAPTERS,
+    ALONE,
+    AVX512,
+    COMPILED,
+    CONTEXT,
+    CONTEXT_ALWAYS,
+    FORMED,
+    LARGE,
+    SETTINGS,
+    Case,
+)
 from llmkit.parity.covering import covering
 from tests.ranks import run_ranks
 
@@ -30,10 +41,13 @@ def few(cases: Iterable[Case]) -> Iterator[Case]:
             yield case
 
 
-TO_COMPILE = [] if compiler_missing(torch.device("cpu")) else COMPILED
+CAN_COMPILE = not compiler_missing(torch.device("cpu"))
+TO_COMPILE = COMPILED if CAN_COMPILE else []
+SHARED_ROWS = [case for case in CONTEXT if CAN_COMPILE or not case.compiled]
 BY_AVX512 = AVX512 if has_avx512_bf16() and TO_COMPILE else []
-CASES = covering() + LARGE + FORMED + SETTINGS + ALONE + ADAPTERS + TO_COMPILE + BY_AVX512
+CASES = covering() + LARGE + FORMED + SETTINGS + ALONE + ADAPTERS + TO_COMPILE + BY_AVX512 + SHARED_ROWS
 ALWAYS = {*few(covering()), LARGE[-1], *FORMED, *SETTINGS, *ADAPTERS, ALONE[-1], *BY_AVX512}
+ALWAYS |= {*CONTEXT[:CONTEXT_ALWAYS]}
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.parity.mistakes import CASES
+from tests.parity.mistakes import CASES, CONTEXT_CASES
 from tests.ranks import run_ranks
 
 CAUGHT_BY = {
@@ -40,3 +40,25 @@ def test_ranks_that_drift_apart_are_noticed(found, case):
 def test_without_one_nothing_is(found, case):
     assert found[""][str(case)] == []
     assert set(found) == {"", *CAUGHT_BY}
+
+
+CONTEXT_CAUGHT_BY = {
+    "positions_restarted": "initial loss",
+    "edge_label_dropped": "initial loss",
+    "context_sum_missing": "initial gradient",
+    "documents_of_pieces": "initial loss",
+}
+
+
+@pytest.fixture(scope="module")
+def found_of_shared_rows() -> dict[str, dict[str, list[str]]]:
+    return run_ranks(2, "tests.parity.mistakes:context_failures")[0]
+
+
+@pytest.mark.parametrize("case", CONTEXT_CASES, ids=str)
+def test_a_mistake_with_pieces_of_rows_is_caught(found_of_shared_rows, case):
+    for mistake, caught_by in CONTEXT_CAUGHT_BY.items():
+        lines = found_of_shared_rows[mistake][str(case)]
+        assert any(line.startswith(caught_by) for line in lines), (mistake, lines)
+    assert found_of_shared_rows[""][str(case)] == []
+    assert set(found_of_shared_rows) == {"", *CONTEXT_CAUGHT_BY}
