@@ -186,6 +186,11 @@ def _data(options: argparse.Namespace, started: float) -> int:
         from llmkit.loop.run_tokenizer import tokenizer_of_folder
 
         tokenizer = tokenizer_of_folder(loaded, print)
+    if options.plan:
+        from llmkit.data.building.plan import plan_command
+
+        plan_command(config.data, tokenizer, options.workers, options.json)
+        return 0
     prepared = prepare(config.data, seed=config.run.seed, workers=options.workers, tokenizer=tokenizer)
     if options.action == "verify":
         from llmkit.data.prepared import verify
@@ -331,7 +336,14 @@ def _data_parser(commands: Commands) -> None:
         action = actions.add_parser(name, help=what)
         add_config(action)
         action.add_argument("--workers", type=positive, help="processes that tokenize; default: all cores")
-        action.set_defaults(command=_data, parser=action)
+        action.set_defaults(command=_data, parser=action, plan=False)
+        if name == "build":
+            action.add_argument(
+                "--plan",
+                action="store_true",
+                help="only say sizes, tokens, time and disk beforehand",
+            )
+            action.add_argument("--json", action="store_true", help="with --plan: as JSON")
         if name == "inspect":
             action.add_argument("--count", type=count, default=1, help="rows shown per source")
             action.add_argument("--color", choices=["auto", "always", "never"], default="auto")

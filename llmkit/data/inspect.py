@@ -104,6 +104,8 @@ def source_lines(source: TrainSource, prepared: Prepared, row_length: int) -> It
         yield from pair_lines(stored, row_length)
         return
     yield f"  {stored.documents:,} documents, {stored.tokens:,} tokens{size_told}"
+    if copies := prepared.duplicates.get(source.name):
+        yield f"  {copies:,} documents are exact copies of others, held-out ones included"
     end_of_text = prepared.tokenizer.end_of_text_id
     places = _sample_places(stored)
     part = "all" if places == [(0, stored.tokens)] else "a sample"

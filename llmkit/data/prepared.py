@@ -30,13 +30,17 @@ VERIFIED = 1 << 20
 
 
 class SourceRecord(BaseModel):
-    """What was built of a source: whether it has held-out documents, and what was left out, by reason."""
+    """What was built of a source: whether it has held-out documents, and what was left out, by reason.
+
+    duplicates: documents that are exact copies of others; None = not counted.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-    version: Literal[2, 3] = 3
-    """3 = with a checksum over itself."""
+    version: Literal[2, 3, 4] = 4
+    """3 = with a checksum over itself, 4 = may have counted duplicates."""
     heldout: bool
     left_out: dict[str, int]
+    duplicates: int | None = None
 
 
 class Place(NamedTuple):
@@ -96,7 +100,8 @@ class Prepared:
 
     folders: what was built for each source, by name. heldout: sources that have held-out documents, maybe
     none. left_out: for each source, how many documents were left out or mended when it was built, by
-    reason. sequence_length: tokens of a row of the stream (`Data.row_length`). fingerprint: what the order of
+    reason. duplicates: for each source of which they were counted, how many documents are exact copies of
+    others. sequence_length: tokens of a row of the stream (`Data.row_length`). fingerprint: what the order of
     the rows depends on, by content and not by path; JSON. has_pairs: whether a row is a pair.
     """
 
@@ -105,6 +110,7 @@ class Prepared:
     train: tuple[TrainSource, ...]
     heldout: tuple[HeldOutSource, ...]
     left_out: dict[str, dict[str, int]]
+    duplicates: dict[str, int]
     sequence_length: int
     document_masks: bool
     fingerprint: dict[str, Any]
@@ -138,12 +144,14 @@ def open_prepared(config: schema.Data, tokenizer: Tokenizer, places: Sequence[Pl
 
     Raises UserError if something is damaged or of another tokenizer.
     """
-    train, heldout, left_out = [], [], {}
+    train, heldout, left_out, duplicates = [], [], {}, {}
     for place in places:
         spec, record = place.spec, _read_record(place.folder) if place.folder else None
         source = TrainSource(place.name, spec.weight, spec.max_epochs, _open_train(place, tokenizer))
         train.append(source)
         left_out[place.name] = record.left_out if record else {}
+        if record and record.duplicates is not None:
+            duplicates[place.name] = record.duplicates
         if record and record.heldout and place.folder:
             heldout.append(HeldOutSource(place.name, _open(place.folder, "heldout", tokenizer)))
         elif place.given and place.given.heldout:
@@ -154,6 +162,7 @@ def open_prepared(config: schema.Data, tokenizer: Tokenizer, places: Sequence[Pl
         train=tuple(train),
         heldout=tuple(heldout),
         left_out=left_out,
+        duplicates=duplicates,
         sequence_length=config.row_length,
         document_masks=config.document_masks,
         fingerprint=_fingerprint(config, tokenizer, places, train, heldout),
@@ -171,7 +180,9 @@ def require_row(name: str, tokens: int, length: int) -> None:
 
 
 def shown_size(count: float, decimals: int = 2) -> str:
-    """A number of bytes for the user, in the unit that shows it. decimals: of megabytes."""
+    """A number of bytes for the user, in the unit that shows it. decimals: of gigabytes and megabytes."""
+    if count >= 1e9:
+        return f"{count / 1e9:,.{decimals}f} GB"
     if count >= 1e5:
         return f"{count / 1e6:,.{decimals}f} MB"
     return f"{count / 1e3:.1f} kB" if count >= 1000 else f"{count:.0f} bytes"

@@ -40,7 +40,7 @@ PHASES = {
     "tokenizer": lambda patch: once(patch, cached_tokenizer, "text_of", end),
     "weights": lambda patch: once(patch, InitialWeights, "read", end, call=3),
     "first step": lambda patch: at_step(patch, 1, end),
-    "Ctrl-C": lambda patch: once(patch, build_source, "assemble", lambda: end(signal.SIGINT)),
+    "Ctrl-C": lambda patch: once(patch, build_source, "write_shards", lambda: end(signal.SIGINT)),
 }
 
 

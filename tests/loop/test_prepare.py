@@ -22,7 +22,7 @@ def no_build(patch: pytest.MonkeyPatch) -> None:
     def build(*arguments: object, **named: object) -> None:
         raise AssertionError("a source was built")
 
-    patch.setattr(build_source, "assemble", build)
+    patch.setattr(build_source, "write_shards", build)
 
 
 def test_a_model_that_does_not_fit_is_refused_before_a_source_is_built(

@@ -26,12 +26,12 @@ def content_key(described: dict[str, JsonValue]) -> str:
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def make_once(folder: Path, fill: Callable[[Path], None], report: Report) -> None:
+def build_once(folder: Path, fill: Callable[[Path], None], report: Report) -> None:
     """Makes a folder of the cache, if it is not there.
 
-    fill: is given a workplace, which it may find as a killed one left it, and makes `whole` in it; that
-    becomes the folder by one rename. Any number of processes may call this at once: one makes the folder,
-    the others wait. A UserError of `fill` clears the workplace.
+    fill: is given a temporary folder, maybe with parts of an earlier build that was killed, and makes `whole`
+    in it, which becomes the folder. Any number of processes may call this at once: one makes the folder, the
+    others wait. A UserError of `fill` clears the temporary folder.
     Raises UserError where the cache cannot be a folder, RunFault where it cannot be written.
     """
     if may_exist(folder):
@@ -40,35 +40,48 @@ def make_once(folder: Path, fill: Callable[[Path], None], report: Report) -> Non
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _no_cache(folder.parent, "cannot be made a folder", error) from error
-    with _only_one(folder, report) as alone:
+    with _file_lock(folder, report) as alone:
         if may_exist(folder):
             return
         # Where the file system has no locks, each process works for itself and the first to end wins.
         own = "" if alone else f"-{uuid.uuid4().hex[:12]}"
-        workplace = folder.with_name(f".building-{folder.name}{own}")
+        tmp = folder.with_name(f".building-{folder.name}{own}")
         try:
-            workplace.mkdir(exist_ok=True)
-            _clear(workplace / "whole")
-            fill(workplace)
-            try:
-                os.rename(workplace / "whole", folder)
-            except OSError:
-                if not folder.exists():  # where it does, another process was first
-                    raise
-            sync_folder(folder.parent)
-            _clear(workplace)
+            tmp.mkdir(exist_ok=True)
+            with write_folder(folder, tmp / "whole"):
+                fill(tmp)
+            _clear(tmp)
         except PermissionError as error:
-            raise _no_cache(workplace, "cannot be written", error) from error
+            raise _no_cache(tmp, "cannot be written", error) from error
         except OSError as error:
             raise RunFault(
-                f"{workplace}: cannot be written ({error.strerror or error}); is the disk full?"
+                f"{tmp}: cannot be written ({error.strerror or error}); is the disk full?"
             ) from error
         except UserError:
-            _clear(workplace)
+            _clear(tmp)
             raise
         finally:
             if not alone:
-                _clear(workplace)
+                _clear(tmp)
+
+
+@contextlib.contextmanager
+def write_folder(folder: Path, tmp: Path) -> Iterator[None]:
+    """What is made as `tmp` in the block becomes `folder` by one rename, unless another process was first.
+
+    So the folder is whole or absent. `tmp` is emptied before; nothing of it remains where the block raises.
+    """
+    _clear(tmp)
+    try:
+        yield
+        try:
+            os.rename(tmp, folder)
+        except OSError:
+            if not folder.exists():
+                raise
+        sync_folder(folder.parent)
+    finally:
+        _clear(tmp)
 
 
 @contextlib.contextmanager
@@ -90,7 +103,7 @@ def _clear(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _only_one(folder: Path, report: Report) -> Iterator[bool]:
+def _file_lock(folder: Path, report: Report) -> Iterator[bool]:
     """Waits until no other process makes the folder; yields whether the file system has locks at all.
 
     The system frees the lock of a process that dies.

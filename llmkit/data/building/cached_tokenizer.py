@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 from pydantic import JsonValue
 from xxhash import xxh64_hexdigest
 
 from llmkit.config import schema
-from llmkit.data.building.cache import Report, content_key, make_once, opening_cache
+from llmkit.data.building.cache import Report, build_once, content_key, opening_cache
 from llmkit.data.building.opened import OpenedSource
-from llmkit.data.building.parts import group_units, part_bytes_of, training_records
+from llmkit.data.building.parts import HeldOutSampler, group_units, part_bytes_of
 from llmkit.data.live.heldout import heldout_records
 from llmkit.data.sources.reader import SourceReader
 from llmkit.data.sources.records import Record, Skipped
@@ -20,12 +21,14 @@ from llmkit.data.tokens.encode import text_of
 from llmkit.data.tokens.make_tokenizer import files_beside, make_tokenizer
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
-from llmkit.files import read_sealed, sync_folder, write_sealed
+from llmkit.files import may_exist, read_sealed, sync_folder, write_sealed
 
 VERSION = 5
 """Changes with anything that makes the same settings give another tokenizer."""
 TOKENIZER_TEXT = 1 << 28
 """Characters that a tokenizer is trained on, over all sources."""
+PLAN_TEXT = 8 << 20
+"""The same for a plan, which needs the tokens of a text about."""
 PLACES = 64
 """Evenly spread over a source, at whose beginnings text is taken."""
 
@@ -38,34 +41,64 @@ def cached_tokenizer(
     check: raises what is wrong with any of the sources; called before a tokenizer is made.
     Raises UserError for settings that contradict each other or a tokenizer that cannot be had.
     """
-    spec = config.tokenizer
+    spec, readable = config.tokenizer, _readable(config, sources)
+    folder = _folder(config, readable)
+
+    def fill(tmp: Path) -> None:
+        """Makes the tokenizer, in the folder `whole` of `tmp`."""
+        check()
+        tokenizer = make_tokenizer(spec, _texts(config, readable, TOKENIZER_TEXT))
+        if spec.type == "bpe":
+            _report_size(tokenizer.vocab_size, spec.vocab_size or schema.BPE_VOCAB_SIZE, report)
+        tokenizer.save(tmp / "whole")
+        files = {name: xxh64_hexdigest(content) for name, content in tokenizer.files().items()}
+        sealed = {"version": 2, "hash": tokenizer.hash, "files": files}
+        write_sealed(tmp / "whole" / "hash.json", sealed)
+        sync_folder(tmp / "whole")
+
+    build_once(folder, fill, report)
+    return _load(folder)
+
+
+def planned_tokenizer(
+    config: schema.Data, sources: Sequence[OpenedSource], check: Callable[[], None]
+) -> tuple[Tokenizer, str | None]:
+    """The tokenizer of the settings, without writing; with a note where it is one like it.
+
+    A tokenizer that would have to be trained is trained on less text. check: as in `cached_tokenizer`.
+    """
+    spec, readable = config.tokenizer, _readable(config, sources)
+    folder = _folder(config, readable)
+    if may_exist(folder):
+        return _load(folder), None
+    check()
+    tokenizer = make_tokenizer(spec, _texts(config, readable, PLAN_TEXT))
+    note = f"the tokenizer is trained by the build; this one saw at most {PLAN_TEXT >> 20} MB of text"
+    return tokenizer, note if spec.type == "bpe" else None
+
+
+def _readable(config: schema.Data, sources: Sequence[OpenedSource]) -> list[OpenedSource]:
+    """The sources with text; raises UserError where a tokenizer is to be trained and there is none."""
     readable = [source for source in sources if source.kind != "given" and source.spec.record != "ids"]
-    if spec.type == "bpe" and not readable:
+    if config.tokenizer.type == "bpe" and not readable:
         raise UserError(
             "data.tokenizer.type: bpe trains a tokenizer, but no source has text to train it on; name the "
             "tokenizer that made the tokens (type file or hub)"
         )
-    described: dict[str, JsonValue] = {"version": VERSION, "tokenizer": _described(spec)}
-    if spec.type == "bpe":
+    return readable
+
+
+def _folder(config: schema.Data, readable: Sequence[OpenedSource]) -> Path:
+    described: dict[str, JsonValue] = {"version": VERSION, "tokenizer": _described(config.tokenizer)}
+    if config.tokenizer.type == "bpe":
         described["heldout_every"] = config.heldout_every
         described["sources"] = [
             {"live": source.spec.live and config.stream_shards, **source.described()} for source in readable
         ]
-    folder = Path(config.cache_dir) / f"tokenizer-{content_key(described)}"
+    return Path(config.cache_dir) / f"tokenizer-{content_key(described)}"
 
-    def fill(workplace: Path) -> None:
-        """Makes the tokenizer, in the folder `whole` of the workplace."""
-        check()
-        tokenizer = make_tokenizer(spec, _texts(config, readable))
-        if spec.type == "bpe":
-            _report_size(tokenizer.vocab_size, spec.vocab_size or schema.BPE_VOCAB_SIZE, report)
-        tokenizer.save(workplace / "whole")
-        files = {name: xxh64_hexdigest(content) for name, content in tokenizer.files().items()}
-        sealed = {"version": 2, "hash": tokenizer.hash, "files": files}
-        write_sealed(workplace / "whole" / "hash.json", sealed)
-        sync_folder(workplace / "whole")
 
-    make_once(folder, fill, report)
+def _load(folder: Path) -> Tokenizer:
     remedy = f"delete {folder} and build the data again"
     with opening_cache():
         tokenizer = Tokenizer.load(folder, remedy)
@@ -95,12 +128,12 @@ def _described(spec: schema.Tokenizer) -> JsonValue:
     return settings
 
 
-def _texts(config: schema.Data, sources: Sequence[OpenedSource]) -> Iterator[str]:
-    """Text to train on, of all sources; of each from many places and up to its share of TOKENIZER_TEXT."""
+def _texts(config: schema.Data, sources: Sequence[OpenedSource], limit: int) -> Iterator[str]:
+    """Text to train on; of each source from many places, up to its share of `limit` characters."""
     for source in sources:
         places = _places(config, source)
         for place in places:
-            room = TOKENIZER_TEXT // (len(sources) * len(places))
+            room = limit // (len(sources) * len(places))
             for record in place:
                 text = text_of(record)
                 yield text
@@ -111,22 +144,22 @@ def _texts(config: schema.Data, sources: Sequence[OpenedSource]) -> Iterator[str
 
 def _places(config: schema.Data, source: OpenedSource) -> list[Iterator[Record]]:
     """The training records from some places of a source on."""
-    if source.live is not None:
-        units = _spread(len(source.live.splits))
-        return [_live_records(source.live, unit, config.heldout_every) for unit in units]
+    every = config.heldout_every
+    if (live := source.live) is not None:
+        held = heldout_records(len(live.splits), every)
+        splits = _spread(len(live.splits))
+        return [_records(live, (split,), held.get(split, range(0)).__contains__) for split in splits]
     reader = source.reader(part_bytes_of(source.files))
     parts = group_units(reader.splits, part_bytes_of(source.files))
-    return [
-        training_records(reader, parts[number], number, config.heldout_every)
-        for number in _spread(len(parts))
-    ]
+    return [_records(reader, parts[part], HeldOutSampler(part, every)) for part in _spread(len(parts))]
 
 
-def _live_records(reader: SourceReader, unit: int, heldout_every: int) -> Iterator[Record]:
-    """The training records of a unit of a live source."""
-    held = heldout_records(len(reader.splits), heldout_every).get(unit, range(0))
-    for candidate in reader.read(unit):
-        if not isinstance(candidate.record, Skipped) and candidate.number not in held:
+def _records(
+    reader: SourceReader, units: Sequence[int], is_heldout: Callable[[int], bool]
+) -> Iterator[Record]:
+    """The records of some units, but those held out, which are known by their number among these."""
+    for number, candidate in enumerate(chain.from_iterable(map(reader.read, units))):
+        if not is_heldout(number) and not isinstance(candidate.record, Skipped):
             yield candidate.record
 
 

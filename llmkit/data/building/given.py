@@ -9,7 +9,7 @@ from typing import NamedTuple
 from pydantic import JsonValue
 
 from llmkit.config import schema
-from llmkit.data.building.cache import Report, content_key, make_once
+from llmkit.data.building.cache import Report, build_once, content_key
 from llmkit.data.shards.dataset import TokenDataset
 from llmkit.data.shards.format import read_index
 from llmkit.data.shards.megatron import MegatronReader
@@ -58,17 +58,17 @@ def check_documents(
     described: dict[str, JsonValue] = {"version": 1, "files": rows.digest, "times": list(rows.times)}
     folder = Path(cache_dir) / f"{name}-checked-{content_key(described)}"
 
-    def fill(workplace: Path) -> None:
-        """Checks the documents, and leaves the folder `whole` in the workplace as a sign of it."""
+    def fill(tmp: Path) -> None:
+        """Checks the documents, and leaves the folder `whole` in the tmp as a sign of it."""
         check()
         many = f"{rows.documents:,} documents"
         report(f"data: {name}: looking whether each of {many} ends with end-of-text, once for these files")
         rows.check_documents()
-        (workplace / "whole").mkdir()
-        write_sealed(workplace / "whole" / "checked.json", {"version": 1, "documents": rows.documents})
-        sync_folder(workplace / "whole")
+        (tmp / "whole").mkdir()
+        write_sealed(tmp / "whole" / "checked.json", {"version": 1, "documents": rows.documents})
+        sync_folder(tmp / "whole")
 
-    make_once(folder, fill, report)
+    build_once(folder, fill, report)
 
 
 def _path(spec: schema.Source) -> Path:

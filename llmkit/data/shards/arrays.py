@@ -53,12 +53,8 @@ class MaskArray:
             self.file.verify(begin // 8, (begin + count + 7) // 8)
 
     def read(self, begin: int, end: int) -> np.ndarray:
-        """Bits begin .. end-1 as 0 and 1, (end - begin,)."""
-        if self.file is None:
-            return np.ones(end - begin, dtype=np.uint8)
-        low = begin // 8
-        bits = np.unpackbits(self.file.bytes[low : (end + 7) // 8], bitorder="little")
-        return bits[begin - 8 * low : end - 8 * low]
+        """Bits begin .. end-1, (end - begin,) bool."""
+        return self.rows(np.array([begin]), end - begin)[0]
 
     def rows(self, begins: np.ndarray, width: int) -> np.ndarray:
         """`width` bits from each of `begins` (count,) on, all in this shard; (count, width) bool."""

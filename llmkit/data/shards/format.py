@@ -11,10 +11,10 @@ token: bit j (little-endian in its byte) says whether token j of the shard is a 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from llmkit.errors import UserError
 from llmkit.files import read_sealed
@@ -63,6 +63,18 @@ class Index(_Record):
     shards: Annotated[list[ShardRecord], Field(min_length=1)]
     extra: dict[str, JsonValue] = {}
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.dtype != token_dtype(self.vocab_size):
+            raise ValueError(f"dtype {self.dtype} does not go with a vocabulary of {self.vocab_size} tokens")
+        item = stored_dtype(self.dtype).itemsize
+        for shard, record in enumerate(self.shards):
+            masks = blocks_of(mask_bytes(record.tokens)) if record.mask else 0
+            expected = (record.tokens * item, blocks_of(record.bytes), masks)
+            if (record.bytes, len(record.blocks), len(record.mask)) != expected:
+                raise ValueError(f"the figures of shard {shard} contradict each other")
+        return self
+
     @property
     def tokens(self) -> int:
         """Length of the stream, end-of-text tokens included."""
@@ -84,6 +96,16 @@ def stored_dtype(name: Literal["uint16", "uint32"]) -> np.dtype:
     return np.dtype(name).newbyteorder("<")
 
 
+def blocks_of(size: int) -> int:
+    """Blocks with a checksum that so many bytes have."""
+    return -(-size // BLOCK_BYTES)
+
+
+def mask_bytes(tokens: int) -> int:
+    """Bytes of the target bits of so many tokens."""
+    return -(-tokens // 8)
+
+
 def shard_name(name: str, shard: int, suffix: Suffix) -> str:
     """File name of a shard."""
     return f"{name}-{shard:05d}.{suffix}"
@@ -100,5 +122,6 @@ def read_index(folder: Path, remedy: str) -> Index:
         return Index.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(key) for key in first["loc"])
-        raise UserError(f"{path}: {where}: {first['msg']}, the file is damaged; {remedy}") from error
+        where = "".join(f"{key}." for key in first["loc"]).rstrip(".")
+        what = f"{where}: {first['msg']}" if where else str(first["ctx"]["error"])
+        raise UserError(f"{path}: {what}, the file is damaged; {remedy}") from error

@@ -9,7 +9,7 @@ from xxhash import xxh64_hexdigest
 
 from llmkit.data.shards.arrays import MaskArray, TokenArray
 from llmkit.data.shards.dataset import TokenDataset
-from llmkit.data.shards.format import BLOCK_BYTES, Suffix, read_index, shard_name, stored_dtype, token_dtype
+from llmkit.data.shards.format import Suffix, mask_bytes, read_index, shard_name, stored_dtype
 from llmkit.data.shards.mmap_file import MappedFile, checksum
 from llmkit.errors import UserError
 from llmkit.files import cannot_read
@@ -66,14 +66,14 @@ class ShardReader(TokenDataset):
 
     def document(self, index: int) -> np.ndarray:
         """Tokens of a document, without end-of-text; shape (tokens,)."""
-        assert 0 <= index < self.documents, index
-        shard, begin = 0, 0
-        while index >= self.index.shards[shard].documents:
-            index -= self.index.shards[shard].documents
-            begin += self.index.shards[shard].tokens
-            shard += 1
-        first, end = self.document_bounds(shard)[index : index + 2].tolist()
-        return self.read(begin + first, begin + end - 1)
+        lengths = self.document_lengths()
+        end = int(lengths[: index + 1].sum())
+        return self.read(1 + end - int(lengths[index]), end)
+
+    def document_lengths(self) -> np.ndarray:
+        """Tokens of each document of the stream, its end-of-text included; (documents,) int64."""
+        bounds = [self.document_bounds(shard) for shard in range(len(self.index.shards))]
+        return np.concatenate([np.diff(each.astype(np.int64)) for each in bounds])
 
     def document_bounds(self, shard: int) -> np.ndarray:
         """Offset of each document's first token in a shard, then the shard's length; (documents + 1,)."""
@@ -96,11 +96,6 @@ class ShardReader(TokenDataset):
                 f"{path}: these tokens were made with tokenizer {index.tokenizer}, the run has {tokenizer}; "
                 f"{self._remedy}"
             )
-        if index.dtype != token_dtype(index.vocab_size):
-            raise UserError(
-                f"{path}: dtype {index.dtype} does not go with a vocabulary of {index.vocab_size} tokens; "
-                f"{self._remedy}"
-            )
         limit = index.vocab_size if vocab_size is None else min(vocab_size, index.vocab_size)
         for shard, record in enumerate(index.shards):
             if record.max_id >= limit:
@@ -108,14 +103,6 @@ class ShardReader(TokenDataset):
                     f"{self._path(shard)}: holds token id {record.max_id}, the vocabulary has {limit} "
                     "tokens; use the tokenizer that the data was built with"
                 )
-            size = record.tokens * self._dtype.itemsize
-            masks = -(-record.tokens // 8 // BLOCK_BYTES) if record.mask else 0
-            if (
-                record.bytes != size
-                or len(record.blocks) != -(-size // BLOCK_BYTES)
-                or len(record.mask) != masks
-            ):
-                raise UserError(f"{path}: the figures of shard {shard} contradict each other; {self._remedy}")
         if end_of_text_id is not None and end_of_text_id != index.end_of_text_id:
             raise UserError(
                 f"{path}: documents end with token {index.end_of_text_id}, the tokenizer's end-of-text is "
@@ -142,6 +129,5 @@ class ShardReader(TokenDataset):
         if not record.mask:
             return MaskArray(None, record.tokens)
         check = checksum(path, record.mask, self._remedy)
-        return MaskArray(
-            MappedFile(path, -(-record.tokens // 8), "index.json", self._remedy, check), record.tokens
-        )
+        file = MappedFile(path, mask_bytes(record.tokens), "index.json", self._remedy, check)
+        return MaskArray(file, record.tokens)

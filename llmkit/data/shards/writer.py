@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import JsonValue
 from xxhash import xxh64, xxh64_hexdigest
 
+from llmkit.data.shards.documents import Documents
 from llmkit.data.shards.format import (
     BLOCK_BYTES,
     Index,
@@ -97,13 +98,12 @@ class ShardWriter:
         self.folder, self.name, self.tokenizer = folder, name, tokenizer
         self.vocab_size, self.end_of_text_id, self.shard_bytes = vocab_size, end_of_text_id, shard_bytes
         self.dtype = token_dtype(vocab_size)
-        self._stored = stored_dtype(self.dtype)
+        self.stored = stored_dtype(self.dtype)
         self._records: list[ShardRecord] = []
         self._text_bytes = 0
         folder.mkdir(parents=True, exist_ok=True)
         self._begin()
-        self._append(np.empty(0, dtype=np.int64))
-        self._mask.add(1, None)
+        self._append(np.array([end_of_text_id]), None)
 
     def add(
         self,
@@ -115,28 +115,33 @@ class ShardWriter:
         """Append a document and its end-of-text; `tokens`: (count,) integers.
 
         text_bytes: UTF-8 size of what is to be learned of it. targets: (count,) bool, which of the tokens are
-        targets of the loss, None = all. end_is_target: whether the end-of-text is.
-        Raises UserError if an id lies outside the vocabulary: it would be stored as another one.
+        targets of the loss, None = all. end_is_target: whether the end-of-text is. Raises as `add_all`.
         """
-        assert targets is None or targets.shape == tokens.shape, (targets, tokens.shape)
-        low, high = (int(tokens.min()), int(tokens.max())) if tokens.size else (0, 0)
-        if low < 0 or high >= self.vocab_size:
-            wrong = low if low < 0 else high
-            index = sum(record.documents for record in self._records) + len(self._offsets)
-            raise UserError(
-                f"{self.name}: token id {wrong} in document {index} is not in 0 .. {self.vocab_size - 1}, "
-                "the vocabulary of the tokenizer"
-            )
-        if self._tokens * self._stored.itemsize >= self.shard_bytes:
-            self._end()
-            self._begin()
-        self._offsets.append(self._tokens)
-        self._append(tokens)
+        stream = np.append(tokens, self.end_of_text_id)
         if targets is not None or not end_is_target:
             before = np.ones(tokens.size, dtype=bool) if targets is None else targets.astype(bool)
             targets = np.append(before, end_is_target)
-        self._mask.add(tokens.size + 1, targets)
+        self.add_all(Documents(stream, np.array([stream.size]), text_bytes, targets))
+
+    def add_all(self, documents: Documents) -> None:
+        """Append documents.
+
+        Raises UserError if an id lies outside the vocabulary: it would be stored as another one.
+        """
+        tokens, lengths, text_bytes, targets = documents
+        assert targets is None or targets.shape == tokens.shape, (targets, tokens.shape)
         self._text_bytes += text_bytes
+        ends, limit = np.cumsum(lengths), -(-self.shard_bytes // self.stored.itemsize)
+        first = begin = 0
+        while first < lengths.size:
+            if self._tokens >= limit:
+                self._end()
+                self._begin()
+            last = 1 + int(np.searchsorted(ends[:-1], begin + limit - self._tokens))
+            end = int(ends[last - 1])
+            self._offsets.append(self._tokens - begin + ends[first:last] - lengths[first:last])
+            self._append(tokens[begin:end], None if targets is None else targets[begin:end])
+            first, begin = last, end
 
     def finish(self, extra: dict[str, JsonValue] | None = None) -> Index:
         """Close the last shard and write the index, which makes the folder readable."""
@@ -158,25 +163,35 @@ class ShardWriter:
     def _begin(self) -> None:
         self._open = ExitStack()
         self._file: BinaryIO = self._open.enter_context(write_atomic(self._path("bin")))
-        self._mask, self._blocks, self._offsets = _Mask(), _BlockHashes(), list[int]()
+        self._mask, self._blocks, self._offsets = _Mask(), _BlockHashes(), list[np.ndarray]()
         self._tokens, self._max_id = 0, 0
 
     def _path(self, suffix: Suffix) -> Path:
         return self.folder / shard_name(self.name, len(self._records), suffix)
 
-    def _append(self, tokens: np.ndarray) -> None:
-        """Write tokens, and end-of-text after them."""
-        stored = np.empty(tokens.size + 1, dtype=self._stored)
-        stored[:-1], stored[-1] = tokens, self.end_of_text_id
-        content = stored.view(np.uint8).data
+    def _append(self, tokens: np.ndarray, targets: np.ndarray | None) -> None:
+        """Write tokens, end-of-text among them; targets: as in `Documents`."""
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= self.vocab_size:
+            wrong = low if low < 0 else high
+            place = self._tokens + int(np.flatnonzero(tokens == wrong)[0])
+            inside = int(np.searchsorted(np.concatenate(self._offsets), place, side="right")) - 1
+            raise UserError(
+                f"{self.name}: token id {wrong} in document "
+                f"{sum(record.documents for record in self._records) + inside} is not in 0 .. "
+                f"{self.vocab_size - 1}, the vocabulary of the tokenizer"
+            )
+        content = np.ascontiguousarray(tokens, dtype=self.stored).view(np.uint8).data
         self._file.write(content)
         self._blocks.update(content)
-        self._tokens += stored.size
-        self._max_id = max(self._max_id, int(stored.max()))
+        self._mask.add(tokens.size, targets)
+        self._tokens += tokens.size
+        self._max_id = max(self._max_id, high)
 
     def _end(self) -> None:
         self._open.close()
-        offsets = np.array([*self._offsets, self._tokens], dtype="<u8").tobytes()
+        starts = np.concatenate([*self._offsets, [self._tokens]]).astype("<u8")
+        offsets = starts.tobytes()
         with write_atomic(self._path("idx")) as file:
             file.write(offsets)
         hashes = _BlockHashes()
@@ -186,9 +201,9 @@ class ShardWriter:
                 file.write(mask)
         record = ShardRecord(
             tokens=self._tokens,
-            documents=len(self._offsets),
+            documents=starts.size - 1,
             max_id=self._max_id,
-            bytes=self._tokens * self._stored.itemsize,
+            bytes=self._tokens * self.stored.itemsize,
             blocks=self._blocks.digests(),
             offsets=xxh64_hexdigest(offsets),
             mask=hashes.digests(),

@@ -4,6 +4,7 @@ import gzip
 import json
 import lzma
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from llmkit.config import schema
-from llmkit.data.building import assemble, build_source, parts, progress
+from llmkit.data.building import build_source, parts, progress, write_shards
 from llmkit.data.building.parts import PartMaker
 from llmkit.data.building.prepare import prepare
 from llmkit.data.prepared import Prepared
@@ -105,9 +106,11 @@ def test_a_killed_build_goes_on_with_the_parts_that_it_finished(
             assert line, "the build ended before it was killed"
         process.send_signal(signal.SIGKILL)
         process.stdout.read()  # until its workers are gone too
-    (workplace,) = (tmp_path / "cache").glob(".building-jsonl-0-*")
-    finished = {path.name for path in (workplace / "parts").glob("part-*")}
-    (workplace / "parts" / ".part-v2-000001-77.part").write_text("half of a part")
+    (tmp,) = (tmp_path / "cache").glob(".building-jsonl-0-*")
+    (folder,) = tmp.glob("parts-*")
+    finished = {path.name for path in folder.glob("part-*")}
+    shutil.copytree(folder / min(finished), folder / ".part-000001-77")
+    (folder / ".part-000001-77" / "index.json").unlink()  # half of a part
     made: list[str] = []
     make = PartMaker.make
 
@@ -153,7 +156,7 @@ def test_documents_are_packed_some_at_a_time(tmp_path: Path, monkeypatch: pytest
     write_records(tmp_path, [{"text": text} for text in wanted])
     config = settings(tmp_path, packing="best_fit", sequence_length=64, validation_fraction=0.0)
     at_once = texts(prepare(config, silent))[0]
-    monkeypatch.setattr(assemble, "PLAN_TOKENS", 2000)
+    monkeypatch.setattr(write_shards, "PLAN_TOKENS", 2000)
     here = str(tmp_path / "again")
     piecewise = texts(prepare(config.model_copy(update={"cache_dir": here}), silent))[0]
     assert piecewise != at_once
@@ -254,7 +257,7 @@ def test_the_held_out_index_tells_what_compressors_make_of_the_text(tmp_path: Pa
 
 
 def test_much_held_out_text_is_not_compressed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assemble, "COMPRESS_LIMIT", 30)
+    monkeypatch.setattr(write_shards, "COMPRESS_LIMIT", 30)
     write_records(tmp_path, [{"text": f"record {i} " * 9} for i in range(50)])
     assert prepare(settings(tmp_path), silent).heldout[0].reader.index.extra == {}
 
@@ -284,7 +287,9 @@ def test_what_is_told_of_chats_is_the_text_that_was_read(
     monkeypatch.setattr(build_source, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     lines: list[str] = []
     prepare(settings(tmp_path, sources=[source], validation_fraction=0.0), lines.append)
-    assert any(line.endswith(" tokens of 1.00 MB of text in 2.0 s (0.5 MB/s)") for line in lines), lines
+    assert any(" tokens of 1.00 MB of text in 2.0 s (0.5 MB/s); 49 documents" in line for line in lines), (
+        lines
+    )
     assert lines[-1].endswith(" training tokens of 150 bytes to learn, 0 bytes held out")
 
 
@@ -313,8 +318,8 @@ def test_a_leftover_that_is_gone_before_it_is_deleted_is_no_error(
 
     def with_one_that_goes(folder: Path) -> Iterator[Path]:
         yield from iterdir(folder)
-        if folder.name == "parts":
-            yield folder / ".part-v2-000000-77"
+        if folder.name.startswith("parts-"):
+            yield folder / ".part-000000-77"
 
     monkeypatch.setattr(Path, "iterdir", with_one_that_goes)
     prepare(settings(tmp_path), silent)
@@ -346,3 +351,21 @@ def test_the_template_decides_the_folder_of_chats_and_of_nothing_else(tmp_path: 
         folders.append(prepare(settings(tmp_path, sources=sources, tokenizer=tokenizer), silent).folders)
     assert folders[0]["chat"] != folders[1]["chat"]
     assert folders[0]["text"] == folders[1]["text"]
+
+
+def test_exact_copies_are_counted_told_and_kept(tmp_path: Path) -> None:
+    texts = [f"record {number}" for number in range(60)]
+    write_records(tmp_path, [{"text": text} for text in [*texts, *texts[:7], texts[0]]])
+    lines: list[str] = []
+    prepared = prepare(settings(tmp_path, validation_fraction=0.0), lines.append)
+    assert any("; 8 documents are exact copies of others" in line for line in lines), lines
+    assert prepared.duplicates == {"jsonl-0": 8}
+    again = prepare(settings(tmp_path, validation_fraction=0.0), silent)
+    assert again.duplicates == {"jsonl-0": 8}
+
+
+def test_held_out_documents_that_are_trained_on_too_are_told(tmp_path: Path) -> None:
+    write_records(tmp_path, [{"text": "the same"}] * 100)
+    lines: list[str] = []
+    prepare(settings(tmp_path), lines.append)
+    assert any("; 5 of the held-out ones are trained on, too" in line for line in lines), lines

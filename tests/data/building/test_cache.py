@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from llmkit.data.building import cache
-from llmkit.data.building.cache import make_once
+from llmkit.data.building.cache import build_once
 from llmkit.errors import RunFault, UserError
 
 
@@ -17,34 +17,34 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def fill(workplace: Path) -> None:
-    (workplace / "whole").mkdir()
-    (workplace / "whole" / "file").write_text("content")
+def fill(tmp: Path) -> None:
+    (tmp / "whole").mkdir()
+    (tmp / "whole" / "file").write_text("content")
 
 
 def test_a_folder_is_made_once(tmp_path: Path) -> None:
     folder = tmp_path / "cache" / "x"
-    make_once(folder, fill, silent)
+    build_once(folder, fill, silent)
     assert (folder / "file").read_text() == "content"
-    make_once(folder, lambda workplace: 1 / 0, silent)
+    build_once(folder, lambda tmp: 1 / 0, silent)
     assert names(tmp_path / "cache") == [".x.lock", "x"]
 
 
-def test_a_fault_leaves_the_workplace_to_the_next_one_but_no_folder(tmp_path: Path) -> None:
-    def half(workplace: Path) -> None:
-        (workplace / "part").write_text("half")
-        (workplace / "whole").mkdir()
+def test_a_fault_leaves_the_tmp_to_the_next_one_but_no_folder(tmp_path: Path) -> None:
+    def half(tmp: Path) -> None:
+        (tmp / "part").write_text("half")
+        (tmp / "whole").mkdir()
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        make_once(tmp_path / "x", half, silent)
+        build_once(tmp_path / "x", half, silent)
     assert names(tmp_path) == [".building-x", ".x.lock"]
 
-    def rest(workplace: Path) -> None:
-        assert names(workplace) == ["part"]
-        fill(workplace)
+    def rest(tmp: Path) -> None:
+        assert names(tmp) == ["part"]
+        fill(tmp)
 
-    make_once(tmp_path / "x", rest, silent)
+    build_once(tmp_path / "x", rest, silent)
     assert names(tmp_path) == [".x.lock", "x"]
 
 
@@ -59,26 +59,26 @@ def test_a_folder_that_another_process_made_while_this_one_waited_is_not_made_ag
         (tmp_path / "x").mkdir()
 
     monkeypatch.setattr(cache.fcntl, "flock", held)
-    make_once(tmp_path / "x", lambda workplace: 1 / 0, lines.append)
+    build_once(tmp_path / "x", lambda tmp: 1 / 0, lines.append)
     assert lines == [f"data: another process builds {tmp_path / 'x'}, waiting for it"]
     assert names(tmp_path) == [".x.lock", "x"]
 
 
 def test_a_mistake_of_the_user_leaves_nothing(tmp_path: Path) -> None:
-    def refuse(workplace: Path) -> None:
+    def refuse(tmp: Path) -> None:
         raise UserError("no text")
 
     with pytest.raises(UserError, match="no text"):
-        make_once(tmp_path / "x", refuse, silent)
+        build_once(tmp_path / "x", refuse, silent)
     assert names(tmp_path) == [".x.lock"]
 
 
 def test_a_full_disk_is_a_fault_of_the_run(tmp_path: Path) -> None:
-    def full(workplace: Path) -> None:
+    def full(tmp: Path) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(RunFault, match=r"building-x: cannot be written .No space left on device."):
-        make_once(tmp_path / "x", full, silent)
+        build_once(tmp_path / "x", full, silent)
 
 
 def test_a_folder_appears_by_one_rename_or_not_at_all(
@@ -89,7 +89,7 @@ def test_a_folder_appears_by_one_rename_or_not_at_all(
 
     monkeypatch.setattr("os.rename", fail)
     with pytest.raises(RunFault, match="Input/output error"):
-        make_once(tmp_path / "x", fill, silent)
+        build_once(tmp_path / "x", fill, silent)
     assert not (tmp_path / "x").exists()
 
 
@@ -101,11 +101,11 @@ def test_without_locks_the_first_to_end_wins_and_the_other_leaves_nothing(
 
     monkeypatch.setattr(cache.fcntl, "flock", no_locks)
 
-    def second(workplace: Path) -> None:
-        make_once(tmp_path / "x", fill, silent)  # another process, meanwhile
-        (workplace / "whole").mkdir()
+    def second(tmp: Path) -> None:
+        build_once(tmp_path / "x", fill, silent)  # another process, meanwhile
+        (tmp / "whole").mkdir()
 
-    make_once(tmp_path / "x", second, silent)
+    build_once(tmp_path / "x", second, silent)
     assert (tmp_path / "x" / "file").exists()
     assert names(tmp_path) == [".x.lock", "x"]
 
@@ -113,4 +113,4 @@ def test_without_locks_the_first_to_end_wins_and_the_other_leaves_nothing(
 def test_a_cache_that_is_no_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"data.cache_dir: .*file cannot be made a folder"):
-        make_once(tmp_path / "file" / "x", fill, silent)
+        build_once(tmp_path / "file" / "x", fill, silent)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,21 +14,24 @@ from hypothesis import strategies as st
 
 from llmkit.config import schema
 from llmkit.data.building import parts
-from llmkit.data.building.part_file import PartReader
-from llmkit.data.building.parts import HeldOutChoice, PartMaker, group_units, held_out
+from llmkit.data.building.parts import HeldOutSampler, PartMaker, group_units, held_out, read_part
+from llmkit.data.building.stats import BuildStats
+from llmkit.data.shards.documents import Documents
 from llmkit.data.sources.files import list_files
 from llmkit.data.sources.reader import SourceReader
 from llmkit.data.sources.records import Record, Skipped, Text
 from llmkit.data.sources.splits import Split, split_files
 from llmkit.data.tokens.encode import Encoded
-from llmkit.errors import UserError
+from llmkit.errors import RunFault, UserError
 
 
 class Letters:
     """A token a character; refuses what has a #. learned: bytes of text that a character is counted as."""
 
     learned = 1
-    tokenizer = SimpleNamespace(tiktoken_disabled_because="it is slow")
+    tokenizer = SimpleNamespace(
+        tiktoken_disabled_because="it is slow", hash="letters", vocab_size=1 << 16, end_of_text_id=0
+    )
 
     def encode(self, records: Sequence[Record], threads: bool = False) -> list[Encoded | Skipped]:
         return [self._encode(record.text) for record in records if isinstance(record, Text)]
@@ -50,19 +54,19 @@ def maker(tmp_path: Path, texts: list[Any], errors: str = "skip", unit_bytes: in
     reader = SourceReader(spec, "toy", "data.sources.0", errors, files, units)  # type: ignore[arg-type]
     (tmp_path / "parts").mkdir()
     groups = [tuple(range(len(units)))]
-    return PartMaker(reader, Letters(), groups, 5, "<u2", tmp_path / "parts")  # type: ignore[arg-type]
+    return PartMaker(reader, Letters(), groups, 5, tmp_path / "parts")  # type: ignore[arg-type]
 
 
-def made(maker: PartMaker) -> tuple[PartReader, list[list[str]], list[list[str]]]:
-    """The part, and the texts of each block, to train on and held out."""
+def texts_of(documents: Documents) -> list[str]:
+    return ["".join(map(chr, tokens)) for tokens in documents.one_by_one()]
+
+
+def made(maker: PartMaker) -> tuple[BuildStats, list[list[str]], list[list[str]]]:
+    """What the part found, and the texts of each block, to train on and held out."""
     maker.make(0)
-    part = PartReader(maker.path(0))
-    blocks = list(part.blocks())
-    told = [
-        [["".join(map(chr, one.tokens)) for one in documents.one_by_one()] for documents in block]
-        for block in blocks
-    ]
-    return part, [train for train, _ in told], [held for _, held in told]
+    stats, blocks = read_part(maker.path(0))
+    told = [(texts_of(train), texts_of(held)) for train, held in blocks]
+    return stats, [train for train, _ in told], [held for _, held in told]
 
 
 def test_units_are_grouped_to_a_size() -> None:
@@ -76,7 +80,7 @@ def test_units_are_grouped_to_a_size() -> None:
 def test_one_of_so_many_neighbours_is_held_out(part: int, every: int, groups: int) -> None:
     chosen = held_out(part, np.arange(groups * every), every)
     assert (chosen.reshape(groups, every).sum(axis=1) == 1).all()
-    choice = HeldOutChoice(part, every)
+    choice = HeldOutSampler(part, every)
     assert [choice(number) for number in range(chosen.size)] == chosen.tolist()
 
 
@@ -110,6 +114,7 @@ def test_why_the_fast_tokenizer_is_not_at_work_is_kept_once_it_is_known(
 ) -> None:
     one = maker(tmp_path, ["a", "b"])
     assert made(one)[0].slow_reason is None
+    shutil.rmtree(one.path(0))
     monkeypatch.setattr(parts, "TIKTOKEN_AFTER", 2)
     assert made(one)[0].slow_reason == "it is slow"
 
@@ -130,8 +135,8 @@ def test_a_refused_record_stops_the_build_where_that_is_asked_for(tmp_path: Path
 def test_memory_is_bounded_by_writing_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, learned: int
 ) -> None:
-    monkeypatch.setattr(parts, "GROUP_TEXT", 20)
-    monkeypatch.setattr(parts, "BLOCK_SIZE", 200)  # of two bytes a token
+    monkeypatch.setattr(parts, "BATCH_TEXT", 20)
+    monkeypatch.setattr(parts, "BUFFER_BYTES", 200)  # of two bytes a token
     texts = [f"text {number}" for number in range(50)]
     one = maker(tmp_path, texts)
     # As of a chat, of which little is learned: its tokens are in memory all the same.
@@ -143,9 +148,63 @@ def test_memory_is_bounded_by_writing_blocks(
     assert sorted(text for block in blocks for text in block) == sorted(texts)
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def test_a_part_depends_on_nothing_but_its_number(tmp_path: Path) -> None:
     one = maker(tmp_path, [f"text {number}" for number in range(50)])
     one.make(0)
-    first = one.path(0).read_bytes()
+    first = contents(one.path(0))
+    shutil.rmtree(one.path(0))
     one.make(0)
-    assert one.path(0).read_bytes() == first
+    assert contents(one.path(0)) == first
+
+
+def test_a_part_that_another_process_made_meanwhile_stays(tmp_path: Path) -> None:
+    one = maker(tmp_path, ["a", "b"])
+    one.make(0)
+    first = one.path(0).stat().st_ino
+    one.make(0)
+    assert one.path(0).stat().st_ino == first
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["part-000000"]
+
+
+@pytest.mark.parametrize(("name", "size"), [("bin", -5), ("idx", -9), ("bin", 3), ("json", -9), ("json", 40)])
+def test_a_damaged_part_is_removed_so_that_it_is_made_again(tmp_path: Path, name: str, size: int) -> None:
+    """size: bytes that remain; below 0, the byte that is flipped, from the end."""
+    one = maker(tmp_path, [f"text {number}" for number in range(50)])
+    one.make(0)
+    (path,) = one.path(0).glob(f"*.{name}")
+    content = bytearray(path.read_bytes())
+    if size < 0:
+        content[size] ^= 1
+    path.write_bytes(content[:size] if size > 0 else content)
+    with pytest.raises(RunFault, match="was damaged and is removed; run the same command again"):
+        list(read_part(one.path(0))[1])
+    assert not one.path(0).exists()
+
+
+def test_masks_and_sizes_of_blocks_come_back(tmp_path: Path) -> None:
+    one = maker(tmp_path, ["abc", "de", "f"])
+
+    def encode(records: Sequence[Record], threads: bool = False) -> list[Encoded]:
+        return [
+            Encoded(np.array([5, 6]), np.array([False, True]), 1, end_is_target=False),
+            Encoded(np.array([7]), None, 4),
+            Encoded(np.array([8, 9]), None, 10),
+        ]
+
+    one.encoder.encode = encode  # type: ignore[method-assign, assignment]
+    one.make(0)
+    _, blocks = read_part(one.path(0))
+    [(train, held)] = blocks
+    assert train.text_bytes + held.text_bytes == 15
+    learned = {}
+    for some in (train, held):
+        targets = np.ones(some.tokens.size, bool) if some.targets is None else some.targets
+        learned |= dict(zip(some.tokens.tolist(), targets.tolist(), strict=True))
+        if 6 in some.tokens:
+            assert not targets[some.tokens.tolist().index(6) + 1], "its end-of-text is no target"
+    del learned[0]
+    assert learned == {5: False, 6: True, 7: True, 8: True, 9: True}

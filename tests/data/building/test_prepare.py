@@ -65,7 +65,7 @@ def document_texts(prepared: Prepared) -> list[str]:
 def test_what_is_built_is_opened_and_not_built_again(words: Words, monkeypatch: pytest.MonkeyPatch) -> None:
     config = settings(words("w", 50))
     first = prepare(config, silent)
-    monkeypatch.setattr(build_source, "assemble", None)
+    monkeypatch.setattr(build_source, "write_shards", None)
     second = prepare(config, silent)
     assert (second.folders, second.fingerprint) == (first.folders, first.fingerprint)
 
@@ -156,14 +156,14 @@ def test_a_file_that_is_added_during_the_build_is_for_the_next_one(
     folder = tmp_path / "here"
     folder.mkdir()
     words("w", 50).rename(folder / "w")
-    assemble = build_source.assemble
+    write_shards = build_source.write_shards
 
-    def assemble_and_add(*arguments: Any, **more: Any) -> Any:
+    def write_and_add(*arguments: Any, **more: Any) -> Any:
         (folder / "x").write_text("added\n")
-        return assemble(*arguments, **more)
+        return write_shards(*arguments, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(build_source, "assemble", assemble_and_add)
+        patch.setattr(build_source, "write_shards", write_and_add)
         first = prepare(settings(folder), silent)
     second = prepare(settings(folder), silent)
     assert "added" not in document_texts(first)
@@ -174,14 +174,14 @@ def test_files_that_change_during_the_build_are_noticed(
     words: Words, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     text = words("w", 50)
-    assemble = build_source.assemble
+    write_shards = build_source.write_shards
 
-    def assemble_and_touch(*arguments: Any, **more: Any) -> Any:
-        written = assemble(*arguments, **more)
+    def write_and_touch(*arguments: Any, **more: Any) -> Any:
+        written = write_shards(*arguments, **more)
         text.write_text("another text\n")
         return written
 
-    monkeypatch.setattr(build_source, "assemble", assemble_and_touch)
+    monkeypatch.setattr(build_source, "write_shards", write_and_touch)
     with pytest.raises(UserError, match="source text-0: its files changed while they were read"):
         prepare(settings(text), silent)
     assert not list((tmp_path / "cache").glob("text-0-*"))

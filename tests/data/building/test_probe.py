@@ -103,7 +103,7 @@ BYTES, TRAINED = Tokenizer(type="bytes"), Tokenizer(vocab_size=260)
 def test_a_later_source_is_looked_at_before_an_earlier_one_is_built(
     tokenizer: Tokenizer, mistake: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build_source, "assemble", lambda *_, **__: pytest.fail("built"))
+    monkeypatch.setattr(build_source, "write_shards", lambda *_, **__: pytest.fail("built"))
     fields, message = (MISTAKES | WITH_A_TOKENIZER)[mistake]
     good = Source(type="parquet", name="good", path="a.parquet")
     config = settings(good, Source(name="bad", **fields), tokenizer=tokenizer, validation_fraction=0.0)
