@@ -48,6 +48,11 @@ def log(text: str) -> None:
     print(f"{datetime.now(UTC).isoformat(timespec='seconds')} {text}", file=sys.stderr, flush=True)
 
 
+def log_place(error: Exception) -> None:
+    """Where in the program an error was raised; not what it says, which may have secrets in it."""
+    log("".join(traceback.format_tb(error.__traceback__)))
+
+
 class Process:
     """Copies what is offered until it is told to end."""
 
@@ -81,10 +86,11 @@ class Process:
     def _work(self, ending: bool) -> bool:
         """Copies what was offered last, unless it was, and at the end the record; returns whether nothing is
         left to do."""
-        offer = Offer.read(self._folder)
-        is_left = offer is not None and offer not in (self._copied, self._missing)
-        name = offer.name if offer is not None and is_left else ""
+        name = ""
         try:
+            offer = Offer.read(self._folder)
+            is_left = offer is not None and offer not in (self._copied, self._missing)
+            name = offer.name if offer is not None and is_left else ""
             if self._sender is None:
                 known = Known.read(self._folder)
                 assert known is not None, "the trainer has written it"
@@ -104,7 +110,7 @@ class Process:
         except (RequestError, UserError, RunFault) as error:
             reason = str(error)
         except Exception as error:
-            log("".join(traceback.format_tb(error.__traceback__)))
+            log_place(error)
             reason = one_line(error)
         self._fail(name, reason)
         return False
@@ -207,6 +213,9 @@ def main() -> None:
     code = NOT_ALL
     try:
         code = Process(Path(folder), url, command, int(trainer)).run()
+    except Exception as error:
+        log_place(error)
+        log(f"this process ends: {one_line(error)}")
     finally:
         sys.stdout.flush()
         os._exit(code)  # no thread that hangs with the store is waited for

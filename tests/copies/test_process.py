@@ -142,3 +142,16 @@ def test_the_best_one_is_copied_if_it_was_passed_over(told: Told) -> None:
     assert told.process._work(False) and told.process._copied == offer
     assert told.events() == [("copied", name_of(40))]
     assert complete(Store(told.url)) == [40]
+
+
+def test_an_offer_that_cannot_be_read_ends_nothing(told: Told, capsys: pytest.CaptureFixture[str]) -> None:
+    place = told.run / "copies/next.json"
+    place.mkdir()
+    assert not told.process._work(False)
+    (fields,) = told.said
+    assert fields["reason"].startswith("IsADirectoryError")
+    assert "in read\n" in capsys.readouterr().err  # where, for who mends the program
+    told.events()
+    place.rmdir()
+    assert told.process._work(False)
+    assert told.events() == [("recovered", "")]

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from llmkit.checkpoint.keeping import Best, step_of, write_best
 from llmkit.checkpoint.read import load
+from llmkit.config.load import load as load_config
 from llmkit.copies import catalogue, copier
-from llmkit.copies.listing import files_of
+from llmkit.copies.copier import Copier
+from llmkit.copies.listing import files_of, offer_of
+from llmkit.copies.offer import Listed
 from llmkit.copies.outgoing import check
 from llmkit.copies.store import Store
+from llmkit.loop.copying import CopyHook
 from tests.copies.stores import PutServer, S3Store
 from tests.limits import HANG
 from tests.program import train
@@ -107,3 +113,43 @@ def test_keys_of_a_bucket_come_from_the_environment_and_stay_there(
     texts = [path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()]
     for text in [*texts, *kept.values(), (output.out + output.err).encode()]:
         assert secret.encode() not in text
+
+
+def test_of_failures_in_a_row_the_first_is_shown_and_so_is_the_last_word(project: Path) -> None:
+    """All are on record; a failure that is over may be shown again, and a loss of the copies always is."""
+    shown, on_record = list[str](), list[str]()
+    t = SimpleNamespace(
+        state=SimpleNamespace(step=7),
+        console=SimpleNamespace(note=lambda text, important=False: shown.append(text)),
+        events=SimpleNamespace(record=lambda name, **fields: on_record.append(name)),
+    )
+    hook = CopyHook(t, "s3://bucket/runs/tiny", Copier(project, "s3://bucket/runs/tiny", "c", {}))  # type: ignore[arg-type]
+    failure = {"event": "copy_failed", "path": "step-00000005", "reason": "r"}
+    for message, says in (
+        (failure, "it is tried again: r"), (failure, ""),
+        ({"event": "copied", "path": "step-00000006"}, "step-00000006 is copied to s3://bucket/runs/tiny"),
+        ({"event": "recovered"}, ""), ({"event": "copied", "path": "step-00000007"}, ""),
+        ({**failure, "path": ""}, "it is tried again: r"), ({"event": "recovered"}, "can be copied to again"),
+        (failure, "it is tried again: r"),
+        ({**failure, "path": "", "final": True}, "training goes on, and nothing more is copied: r"),
+    ):  # fmt: skip
+        shown.clear()
+        hook._take(message)
+        assert len(shown) == bool(says) and says in "".join(shown), (message, shown)
+    assert on_record.count("copy_failed") == 5 and on_record.count("copied") == 2
+
+
+def test_the_best_one_is_offered_with_the_newest(finished: Path) -> None:
+    """Listed once: what is known of it is not read again."""
+    root = Path("runs/tiny/checkpoints")
+    *_, before, newest = sorted(root.glob("step-*"))
+    config = load_config(Path("tiny.yaml")).config
+    assert offer_of(newest, config).best is None
+    write_best(root, Best(step_of(before) or 0, 2.5))
+    offer = offer_of(newest, config)
+    assert offer.best == Listed(name=before.name, files=files_of(before)) and offer.rule.best is not None
+    assert offer_of(before, config).best is None  # it is the one that is offered
+    known = Listed(name=before.name, files=offer.files)
+    assert offer_of(newest, config, {before.name: known}).best is known
+    write_best(root, Best(1, 2.5))  # which is not there any more
+    assert offer_of(newest, config).best is None
