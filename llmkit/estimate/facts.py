@@ -5,8 +5,8 @@ from __future__ import annotations
 from llmkit.estimate.hardware import Architecture, Device
 from llmkit.plan.facts import DeviceFacts
 
-FREE_SHARE = 0.95
-"""Share of a GPU's memory that a process finds free, about."""
+FREE_SHARE = 0.94
+"""Share of a GPU's memory that a process finds free, about, once it has a context."""
 CAPABILITIES: dict[Architecture, tuple[int, int]] = {
     "ampere": (8, 0), "ada": (8, 9), "hopper": (9, 0), "blackwell": (10, 0),
 }  # fmt: skip

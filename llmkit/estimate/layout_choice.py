@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from llmkit.config.derive import known_vocab_size
 from llmkit.config.load import Loaded
 from llmkit.config.memory import show_bytes
 from llmkit.config.mistakes import listed
 from llmkit.errors import UserError
 from llmkit.estimate.hardware import Fleet
-from llmkit.estimate.search import MICRO_BATCH, PATHS, Candidate, Ground, search, with_settings
+from llmkit.estimate.search import MICRO_BATCH, PATHS, Candidate, Found, Ground, search, with_settings
 from llmkit.plan.overview import layout_text
 from llmkit.plan.plan import Known
 
@@ -26,27 +27,40 @@ def with_layout(loaded: Loaded, known: Known, fleet: Fleet, host_memory: float |
     micro-batch stays open where it is: it follows from the memory that is free. Raises UserError where no
     layout fits, or none is accepted.
     """
-    if known.tokenizer_size is None and loaded.config.model.vocab_size == "auto":
+    if known_vocab_size(loaded.config, known.tokenizer_size) is None:
         known = replace(known, tokenizer_size=VOCABULARY)
-    fixed = [path for path in PATHS if _is_given(loaded, path)]
     ground = Ground(fleet, known, host_memory=host_memory)
-    found = search(loaded, ground, fixed)
+    found = layouts_of(loaded, ground)
     if not found.fitting:
         if found.nearest is None:
             raise UserError(found.refused[0])
         raise UserError(_nothing_fits(loaded, fleet, found.nearest))
     best, *others = found.families
-    changed = {
-        path: value for path, value in best.settings.items() if path not in fixed and path != MICRO_BATCH
-    }
+    fixed = kept_settings(loaded)
+    changed = {path: value for path, value in best.settings.items() if path not in fixed}
     chosen = with_settings(loaded, changed, CHOSEN)
     return replace(chosen, remarks=(*loaded.remarks, _reason(best, others, len(found.fitting), ground.timed)))
+
+
+def layouts_of(loaded: Loaded, ground: Ground) -> Found:
+    """The layouts that a configuration may have on a fleet, best first; a plan and a start ask it alike."""
+    return search(loaded, ground, kept_settings(loaded))
+
+
+def kept_settings(loaded: Loaded) -> list[str]:
+    """Of `PATHS`, what a start leaves as it is: none of them where `parallel.layout` is given, as a search is
+    then for other layouts; where it is auto, what is given, and always the micro-batch."""
+    if loaded.config.parallel.layout == "given":
+        return []
+    return [path for path in PATHS if path == MICRO_BATCH or _is_given(loaded, path)]
 
 
 def _nothing_fits(loaded: Loaded, fleet: Fleet, nearest: Candidate) -> str:
     """What the layout that lacks least memory needs, and what to do."""
     memory, device = nearest.memory, fleet.device
-    host = f", and {show_bytes(memory.host_bytes)} of its host" if memory.host else ""
+    host = ""
+    if memory.host:
+        host = f", and {show_bytes(memory.host_bytes)} of its host of {show_bytes(memory.host_available)}"
     text = (
         f"parallel.layout=auto ({loaded.origins['parallel.layout']}): no layout fits {fleet.size} x "
         f"{device.name}: the nearest one ({_described(nearest)}) needs {show_bytes(memory.device_bytes)} a "

@@ -1,36 +1,35 @@
-"""Memory that a plan needs of each device and of the host, by part, for the fullest rank.
+"""Memory that a plan needs of each device and of its host, by part, for the fullest rank.
 
 All ranks of a layout keep as many bytes (`llmkit.plan.state_memory`), so that any of them is the fullest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from llmkit.config.derive import divisors
-from llmkit.config.memory import checkpoint_bytes, show_bytes
+from llmkit.config.memory import show_bytes
 from llmkit.config.shape import ModelShape
 from llmkit.estimate.hardware import Fleet
+from llmkit.estimate.host_memory import CHECKPOINT_COPY, host_terms
 from llmkit.estimate.term import Term
 from llmkit.plan.activations import training_parts
-from llmkit.plan.memory import Memory, arithmetic, memory
+from llmkit.plan.memory import (
+    COMMUNICATOR,
+    FRAGMENTATION,
+    Memory,
+    arithmetic,
+    groups_of_ranks,
+    memory,
+    with_losses,
+)
 from llmkit.plan.plan import Plan
 
 GIB = 2**30
-FRAGMENTATION = 0.08
-"""Of what comes and goes in a step, the share that is lost between tensors: 5 to 10 % fewer rows fit than the
-sum of their tensors says, with segments that grow. Assumed."""
 CONTEXT = int(0.75 * GIB)
 """Of a GPU: CUDA's context with loaded kernels, and cuBLAS's workspaces. Assumed; 0.5 to 1 GiB is usual."""
-COMMUNICATOR = int(0.375 * GIB)
-"""Of NCCL for each group of ranks that a process sends to: its channels' buffers. Assumed."""
-PROCESS = int(3.0 * GIB)
-"""Of the host for a process on a GPU: Python, PyTorch and CUDA's libraries. Assumed."""
-WORKER = int(0.3 * GIB)
-"""Of the host for a process that prepares data. Assumed."""
-CHECKPOINT_COPY = "copy of a checkpoint"
-"""Name of a part of the host's memory."""
 STATE_SOURCE = "llmkit/plan/state_memory.py; compared with what engines allocate in every case of parity"
 KEPT_SOURCE = "llmkit/plan/activations.py; tests count the tensors that autograd saves"
 
@@ -40,14 +39,16 @@ class MemoryEstimate:
     """Memory of the fullest rank, a term in bytes for each part.
 
     device: on the device that computes, at the largest moment of a step. host: of one process beside it, and
-    on a CPU nothing. available: bytes of the device, or of the host for a process on a CPU. least: of the
-    device, what a step takes at least. known: whether activations are among the parts; of registered models
-    nothing is known of them. largest_micro_batch: that fits; 0 where none does, or nothing is known.
+    on a CPU nothing. available: bytes of the device, or of the host for a process on a CPU; host_available:
+    of the host for a process beside a device. least: of the device, what a step takes at least. known:
+    whether activations are among the parts; of registered models nothing is known of them.
+    largest_micro_batch: that fits the device; 0 where none does, or nothing is known.
     """
 
     device: tuple[Term, ...]
     host: tuple[Term, ...]
     available: int
+    host_available: float
     least: int
     known: bool
     largest_micro_batch: int
@@ -64,8 +65,21 @@ class MemoryEstimate:
 
     @property
     def fits(self) -> bool:
-        """Whether a step fits into the device by estimate."""
-        return self.device_bytes <= self.available
+        """Whether a step fits into the device, and what is beside it into the host, by estimate."""
+        return self.missing() == (0.0, 0.0)
+
+    def missing(self, spare: float = 0.0) -> tuple[float, float]:
+        """Bytes that the device and the host lack, with a share of each that is to stay free.
+
+        A copy of a checkpoint is not asked for: where there is no memory for it, training waits for the disk.
+        """
+        device = _needed(self.device) - (1.0 - spare) * self.available
+        return max(0.0, device), max(0.0, _needed(self.host) - (1.0 - spare) * self.host_available)
+
+    def has_copy(self, spare: float = 0.0) -> bool:
+        """Whether there is memory for a copy of a checkpoint, if one is asked for."""
+        device = self.device_bytes <= (1.0 - spare) * self.available
+        return device and self.host_bytes <= (1.0 - spare) * self.host_available
 
     @property
     def cannot_fit(self) -> bool:
@@ -73,20 +87,23 @@ class MemoryEstimate:
         return self.least > self.available
 
 
-def memory_of(plan: Plan, fleet: Fleet) -> MemoryEstimate:
-    """The memory of a plan, whose layout is for as many processes as the fleet has devices."""
+def _needed(terms: Sequence[Term]) -> float:
+    return sum(term.value for term in terms if term.name != CHECKPOINT_COPY)
+
+
+def memory_of(plan: Plan, fleet: Fleet, host_room: float = math.inf) -> MemoryEstimate:
+    """The memory of a plan, whose layout is for as many processes as the fleet has devices.
+
+    host_room: bytes of a host for each of its devices.
+    """
     available = int(fleet.device.memory)
     now = memory(plan)
     on_cpu = fleet.device.architecture == "cpu"
     device, known = tuple(_device(plan, now, on_cpu)), now.activations is not None
-    beside = int(sum(term.value for term in device)) - with_losses(now, now.activation_bytes)
+    beside = int(sum(term.value for term in device)) - with_losses(now.activation_bytes, now.buffers)
     largest = _largest_micro_batch(plan, now, available - beside)
-    return MemoryEstimate(device, tuple(_host(plan, now, on_cpu)), available, now.least, known, largest)
-
-
-def with_losses(needs: Memory, activations: int) -> int:
-    """Bytes of activations with what is lost between tensors that come and go."""
-    return activations + int(FRAGMENTATION * (activations + sum(needs.buffers.values())))
+    host = () if on_cpu else (*_offloaded(plan, now), *host_terms(plan, now, on_cpu))
+    return MemoryEstimate(device, host, available, host_room, now.least, known, largest)
 
 
 def _largest_micro_batch(plan: Plan, needs: Memory, room: int) -> int:
@@ -98,7 +115,7 @@ def _largest_micro_batch(plan: Plan, needs: Memory, room: int) -> int:
 
     def fits(micro: int) -> bool:
         tokens = plan.layout.tokens_of(micro, length)
-        return with_losses(needs, sum(each.of(tokens) for each in parts.values())) <= room
+        return with_losses(sum(each.of(tokens) for each in parts.values()), needs.buffers) <= room
 
     return max(filter(fits, divisors(rows)), default=0)
 
@@ -116,33 +133,22 @@ def _device(plan: Plan, needs: Memory, on_cpu: bool) -> Iterator[Term]:
             yield _bytes(f"activations: {kind}", size, text, KEPT_SOURCE)
     for kind, size in needs.buffers.items():
         yield _bytes(kind, size, show_bytes(size), "llmkit/plan/communication_memory.py; read in DeepSpeed")
-    lost = with_losses(needs, needs.activation_bytes) - needs.activation_bytes
+    lost = with_losses(needs.activation_bytes, needs.buffers) - needs.activation_bytes
     yield _bytes("fragmentation", lost, f"{FRAGMENTATION:.0%} of what comes and goes in a step", "assumed")
     if on_cpu:
+        yield from host_terms(plan, needs, on_cpu)
         return
     yield _bytes("CUDA", CONTEXT, "context, kernels, workspaces of a process", "assumed")
-    groups = (layout.data_parallel_size > 1) + (layout.tensor_parallel_size > 1)
-    if groups:
+    if groups := groups_of_ranks(layout):
         text = f"{groups} groups of ranks x {show_bytes(COMMUNICATOR)}"
         yield _bytes("NCCL", groups * COMMUNICATOR, text, "assumed")
 
 
-def _host(plan: Plan, needs: Memory, on_cpu: bool) -> Iterator[Term]:
-    """The parts in the host's memory, beside the device's."""
-    if on_cpu:
-        return
+def _offloaded(plan: Plan, needs: Memory) -> Iterator[Term]:
+    """The parts of the state that are on the host, beside the device."""
     state = needs.state
     for name in (each for each in state.parts if each in state.on_host and state.parts[each]):
         yield _bytes(name, state.parts[name], _state_formula(plan, name), f"offloaded; {STATE_SOURCE}")
-    yield _bytes("process", PROCESS, "Python, PyTorch, CUDA's libraries", "assumed")
-    if plan.config.checkpoint.background:
-        whole = int(checkpoint_bytes(plan.kept_tensors) * plan.num_trained)
-        text = f"{show_bytes(whole)} / {plan.layout.world_size:,} ranks, kept from one save to the next"
-        yield _bytes(CHECKPOINT_COPY, whole // plan.layout.world_size, text, "checkpoint.background")
-    workers = plan.config.data.workers
-    if isinstance(workers, int) and workers:
-        text = f"{workers} workers x {show_bytes(WORKER)}"
-        yield _bytes("data workers", workers * WORKER, text, "assumed")
 
 
 def _state_formula(plan: Plan, name: str) -> str:

@@ -35,8 +35,8 @@ HOST_SHARE = 3.0
 HOST_WORTH = 0.1
 """What a missing byte of a host's memory counts beside one of a device's: it is easier to add."""
 SPARE = 0.05
-"""Share of a device's memory that a layout leaves free, as activations are estimated to 10 %, and context and
-fragmentation are assumed."""
+"""Share of a device's memory, and of its host's, that a layout leaves free: activations are estimated to
+10 %, context and fragmentation are assumed, and the host has a system to run."""
 ALIKE = 1.01
 """Step times whose ratio is below this count as the same: estimates are no better."""
 
@@ -147,13 +147,29 @@ class Candidate:
 
     @property
     def fits(self) -> bool:
-        """Whether it fits, with what a recommendation leaves free."""
-        return self.memory.device_bytes <= (1.0 - SPARE) * self.memory.available
+        """Whether it fits device and host, with what a recommendation leaves free."""
+        return self.memory.missing(SPARE) == (0.0, 0.0)
 
-    def shortage(self, ground: Ground) -> float:
+    @property
+    def device_fits(self) -> bool:
+        """The device alone."""
+        return self.memory.missing(SPARE)[0] == 0.0
+
+    @property
+    def host_fits(self) -> bool:
+        """The host alone."""
+        return self.memory.missing(SPARE)[1] == 0.0
+
+    @property
+    def saves_beside(self) -> bool:
+        """Whether checkpoints are written beside training: that is asked for, and there is memory for it."""
+        return self.plan.config.checkpoint.background and self.memory.has_copy(SPARE)
+
+    @property
+    def shortage(self) -> float:
         """Bytes that are missing of the device, and `HOST_WORTH` of those of its part of the host."""
-        device = self.memory.device_bytes - (1.0 - SPARE) * self.memory.available
-        return max(0.0, device) + HOST_WORTH * max(0.0, self.memory.host_bytes - ground.host_room)
+        device, host = self.memory.missing(SPARE)
+        return device + HOST_WORTH * host
 
     @property
     def settings(self) -> Chosen:
@@ -200,7 +216,8 @@ class Found:
 def search(loaded: Loaded, ground: Ground, fixed: Collection[str] = ()) -> Found:
     """Tries all layouts of a configuration on a fleet; those with offloading only where no other fits.
 
-    fixed: of `PATHS`, those that stay as the configuration has them. Where no times can be told the layout
+    fixed: of `PATHS`, those that stay as the configuration has them; an automatic micro-batch is then the one
+    that training takes. Where no times can be told the layout
     with the least machinery is the best one. Raises UserError for a registered model.
     """
     if not isinstance(loaded.config.model, Model):
@@ -220,11 +237,10 @@ def search(loaded: Loaded, ground: Ground, fixed: Collection[str] = ()) -> Found
             except UserError as error:
                 refused[str(error)] = None
                 continue
-            fits = found.fits and found.memory.host_bytes <= ground.host_room
-            (fitting if fits else unfit).append(found)
+            (fitting if found.fits else unfit).append(found)
         if fitting:
             break
-    nearest = min(unfit, key=lambda each: each.shortage(ground), default=None)
+    nearest = min(unfit, key=lambda each: each.shortage, default=None)
     return Found(tuple(_ranked(fitting, ground.timed)), nearest, tuple(refused))
 
 
@@ -239,7 +255,7 @@ def candidate(
     rows, micro = probe.plan.rows_per_rank, probe.memory.largest_micro_batch
     while micro > 1:
         found = as_given(with_settings(loaded, {**layout, MICRO_BATCH: micro}), ground)
-        if found.fits:
+        if found.device_fits:
             return found
         micro = max(n for n in range(1, micro) if rows % n == 0)
     return probe
@@ -251,7 +267,7 @@ def as_given(loaded: Loaded, ground: Ground) -> Candidate:
     Raises UserError where training refuses it.
     """
     plan = resolve_plan(with_settings(loaded, {WORLD: ground.fleet.size}), ground.complete)
-    return Candidate(plan, ground.fleet, memory_of(plan, ground.fleet), ground.rates)
+    return Candidate(plan, ground.fleet, memory_of(plan, ground.fleet, ground.host_room), ground.rates)
 
 
 def with_settings(loaded: Loaded, settings: Mapping[str, Any], origin: str = "plan") -> Loaded:

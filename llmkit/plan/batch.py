@@ -10,19 +10,21 @@ from llmkit.parallel.layout import Layout
 from llmkit.plan.activations import Activations, forward_bytes, training_bytes
 from llmkit.plan.arithmetic import Arithmetic
 from llmkit.plan.facts import DeviceFacts
-from llmkit.plan.memory import arithmetic, memory
+from llmkit.plan.memory import COMMUNICATOR, arithmetic, groups_of_ranks, memory, with_losses
 from llmkit.plan.plan import Plan
 from llmkit.precision import Precision
 
 CPU_TOKENS = 16384
 """Tokens of a micro-batch on a CPU: more brings no speed and costs memory."""
 MEMORY_SHARE = 0.8
-"""Share of a GPU's free memory that an automatic micro-batch may fill with activations."""
+"""Share of a GPU's free memory that an automatic micro-batch may fill with activations: they are estimated to
+a tenth, and some memory is lost between them."""
 ALONE = Layout()
 
 
 def choose_micro_batch(plan: Plan, device: DeviceFacts) -> int:
-    """Returns `train.micro_batch_size`; for "auto" the largest divisor of a rank's sequences that should fit.
+    """Returns `train.micro_batch_size`; for "auto" the largest divisor of a rank's sequences that should fit
+    beside the state, the buffers of communication and what is lost between tensors.
 
     On a GPU it is 1 for a registered model, of whose activations nothing is known. plan: with any one.
     """
@@ -33,8 +35,9 @@ def choose_micro_batch(plan: Plan, device: DeviceFacts) -> int:
     if isinstance(plan.model, ModelShape):
         needed = training_bytes(plan.model, arithmetic(config, plan.precision, layout, plan.kernels))
     beside = memory(plan)
-    free = device.free_bytes - beside.state.device - sum(beside.buffers.values())
-    return _largest(config, device, free, needed, layout)
+    buffers = with_losses(0, beside.buffers) + sum(beside.buffers.values())
+    buffers += COMMUNICATOR * groups_of_ranks(layout)
+    return _largest(config, device, device.free_bytes - beside.state.device - buffers, needed, layout)
 
 
 def choose_evaluation_batch(

@@ -6,6 +6,7 @@ from llmkit.config.custom_model import AnyModel
 from llmkit.config.lora_section import Lora
 from llmkit.parallel.layout import Layout
 from llmkit.plan.buckets import BUCKET_SIZES, deepspeed_bucket, reduce_bucket
+from llmkit.plan.state_memory import State
 from llmkit.plan.stored import stored_parameters
 from llmkit.precision import BYTES, Precision
 
@@ -46,3 +47,22 @@ def deepspeed_buffers(
     if layout.offload != "none" and precision.keeps_masters:  # a rank's share, added up on the device
         found["gradients of a step"] = summed * trained // layout.replicas
     return found
+
+
+def offload_buffers(
+    model: AnyModel, lora: Lora, precision: Precision, layout: Layout, state: State
+) -> dict[str, int]:
+    """Bytes by kind on the host, page-locked, beside the state that is kept there.
+
+    Of a rank's share: at stage 3 the sums of gradients, beside those that the update reads; below it the
+    updated weights on their way to the device, and the largest gradient on its way to the host.
+    """
+    if layout.offload == "none":
+        return {}
+    if layout.zero_stage == 3:
+        return {"sums of gradients": state.gradients}
+    trained = [each for each in stored_parameters(model, lora, layout.tensor_parallel_size) if each.trained]
+    weight = BYTES[precision.weights]
+    updated = state.masters // BYTES[precision.masters] * weight
+    largest = max(each.elements for each in trained) * weight
+    return {"updated weights": updated, "gradient on its way": largest}

@@ -21,9 +21,10 @@ def compare(load: Load, options: argparse.Namespace, place: Place) -> Iterator[s
     """The lines. Raises UserError for a side that training refuses."""
     sides = [_side(load, options, text, place) for text in options.compare]
     names = [words.layout(side.plan) for side in sides]
-    yield f"on {words.fleet(sides[0].fleet)}"
+    yield from words.wrapped(f"on {words.fleet(sides[0].fleet)}", "  ")
     for letter, text, side in zip("AB", options.compare, sides, strict=True):
-        yield f"{letter}: {text or 'as it is'}: {words.model(side.plan)}; {names['AB'.index(letter)]}"
+        what = f"{letter}: {text or 'as it is'}: {words.model(side.plan)}; {names['AB'.index(letter)]}"
+        yield from words.wrapped(what, "   ")
     yield ""
     yield from side_by_side("A", sides[0], "B", sides[1])
 

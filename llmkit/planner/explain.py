@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator, Sequence
 
 from llmkit.estimate.term import Term
 from llmkit.planner import words
 from llmkit.planner.study import Study
 
-WIDTH = 100
-
 
 def explain(study: Study) -> Iterator[str]:
     """The lines, section by section, of the best layout."""
     best = study.best
-    yield f"{words.layout(best.plan)}, on {words.fleet(study.fleet)}"
+    yield from words.wrapped(f"{words.layout(best.plan)}, on {words.fleet(study.fleet)}", "  ")
     device, inside, between = study.fleet.device, study.fleet.inside, study.fleet.between
     yield from _section("devices and links", _hardware(study))
     yield from _section("memory of a process", best.memory.device)
@@ -26,12 +23,14 @@ def explain(study: Study) -> Iterator[str]:
     yield ""
     yield "scaling laws"
     for row in study.laws:
-        yield f"  {row.law.name}: {row.law.formula}"
-        yield f"      {row.law.source}; N {'with' if row.law.embeddings else 'without'} embeddings"
+        yield from words.wrapped(f"  {row.law.name}: {row.law.formula}", "      ")
+        counted = "with" if row.law.embeddings else "without"
+        yield from words.wrapped(f"      {row.law.source}; N {counted} embeddings", "      ")
     sources = dict.fromkeys((device.source, device.reached.source, inside.source, between.source))
     yield ""
     yield "sources of the hardware's numbers"
-    yield from (f"  {source}" for source in sources)
+    for source in sources:
+        yield from words.wrapped(f"  {source}", "    ")
 
 
 def _hardware(study: Study) -> Iterator[Term]:
@@ -58,4 +57,4 @@ def _section(title: str, terms: Iterator[Term] | Sequence[Term]) -> Iterator[str
 def _term(term: Term) -> Iterator[str]:
     yield f"  {term.name} = {words.value(term)}"
     for text in filter(None, (term.formula, term.source and f"[{term.source}]")):
-        yield from textwrap.wrap(text, WIDTH, initial_indent="      ", subsequent_indent="      ")
+        yield from words.wrapped(f"      {text}", "      ")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from llmkit.config.memory import checkpoint_bytes, show_bytes
+from llmkit.config.schema import Checkpoint
 from llmkit.data.shards.format import token_dtype
 from llmkit.errors import UserError
 from llmkit.estimate import interruptions
@@ -109,10 +111,10 @@ def outlook(candidate: Candidate, question: Question) -> Outlook:
             f"saves of {stall.value:.3g} s, steps done again and {interruptions.RESTART_SECONDS:.0f} s of "
             "each restart: 1 - t / (M e^(R / M) (e^((t + d) / M) - 1))", f"{DALY}; the restart is assumed",
         ),
-        _as_configured(candidate, alone, stall.value, between),
+        *_as_configured(candidate, alone, stall.value, between),
         Term("time", seconds, "s", f"{alone:.4g} s / (1 - {lost:.3g})"),
         *_expenses(spent, candidate, question.prices),
-        *_needs(candidate, question, saved.value),
+        *_needs(candidate, question, saved.value, steps),
     )  # fmt: skip
     return Outlook(
         question.tokens, steps, seconds, steps * step.low * longer, steps * step.high * longer, interval,
@@ -133,16 +135,18 @@ def _stall(saved: float, candidate: Candidate) -> Term:
     disk, too, where that is not done beside training."""
     mine, node = saved / candidate.fleet.size, saved / candidate.fleet.nodes
     seconds, formula = mine / HOST_BANDWIDTH, f"{show_bytes(mine)} a rank / {HOST_BANDWIDTH / 1e9:.0f} GB/s"
-    if not candidate.plan.config.checkpoint.background:
+    if not candidate.saves_beside:
         seconds += node / DISK_BANDWIDTH
-        formula += f" + {show_bytes(node)} a node / {DISK_BANDWIDTH / 1e9:g} GB/s (no checkpoint.background)"
+        asked = candidate.plan.config.checkpoint.background
+        why = "the host has no memory for a copy" if asked else "no checkpoint.background"
+        formula += f" + {show_bytes(node)} a node / {DISK_BANDWIDTH / 1e9:g} GB/s ({why})"
     return Term(
         "stall of a save", seconds, "s", formula,
         "all ranks share the pieces (docs/checkpoints.md); rates of PCIe and of a shared disk are assumed",
     )  # fmt: skip
 
 
-def _as_configured(candidate: Candidate, alone: float, stall: float, between: float) -> Term:
+def _as_configured(candidate: Candidate, alone: float, stall: float, between: float) -> Iterator[Term]:
     """What is lost where the run saves as often as its configuration says, instead. alone: seconds of all
     steps."""
     checkpoint, step = candidate.plan.config.checkpoint, candidate.time.seconds
@@ -151,7 +155,10 @@ def _as_configured(candidate: Candidate, alone: float, stall: float, between: fl
     formula = f"the same with a save every {interval:.4g} s (checkpoint.every_steps, every_minutes)"
     if interval == alone:
         formula = "the same with no save before the end (checkpoint.every_steps, every_minutes)"
-    return Term("lost as configured", lost_share(interval, stall, between), "share", formula)
+    lost = lost_share(interval, stall, between)
+    yield Term("lost as configured", lost, "share", formula)
+    if lost <= HOPELESS:
+        yield Term("time as configured", alone / (1.0 - lost), "s", f"{alone:.4g} s / (1 - {lost:.3g})")
 
 
 def _devices(fleet: Fleet) -> str:
@@ -178,12 +185,28 @@ def _expenses(spent: Expense, candidate: Candidate, prices: Prices) -> list[Term
     return terms
 
 
-def _needs(candidate: Candidate, question: Question, saved: float) -> list[Term]:
+def disk(checkpoint: Checkpoint, steps: int, seconds: float, saved: float) -> Term:
+    """Bytes of the checkpoints of a run at its end, each of `saved`, while its last one is written.
+
+    steps, seconds: of the run. Of saves by the clock one in `keep_every` meets a step that is kept for good.
+    Of the latter, those that are among the newest count twice: the disk has them until these are others.
+    """
+    parts, count = [f"{checkpoint.keep_last} newest"], checkpoint.keep_last
+    if every := checkpoint.keep_every:
+        saves = checkpoint.every_minutes and seconds / (60.0 * checkpoint.every_minutes)
+        steady = math.lcm(every, checkpoint.every_steps)
+        kept = min(steps // every, (steps // steady if steady else 0) + math.ceil(saves / every))
+        count, parts = count + kept, [*parts, f"{kept:,} of steps that {every:,} divides"]
+    if checkpoint.keep_best:
+        count, parts = count + 1, [*parts, "the best one"]
+    formula = f"({' + '.join(parts)} + 1 being written) x {show_bytes(saved)}"
+    return Term("disk for checkpoints", (count + 1) * saved, "bytes", formula)
+
+
+def _needs(candidate: Candidate, question: Question, saved: float, steps: int) -> list[Term]:
     """Of disks, hosts and network."""
     plan, fleet = candidate.plan, candidate.fleet
-    kept = plan.config.checkpoint.keep_last + 1
-    formula = f"{kept} x {show_bytes(saved)}, one of them being written"
-    terms = [Term("disk for checkpoints", kept * saved, "bytes", formula)]
+    terms = [disk(plan.config.checkpoint, steps, steps * candidate.time.seconds, saved)]
     if (vocabulary := getattr(plan.model, "vocab_size", None)) is not None:
         size = 2 if token_dtype(vocabulary) == "uint16" else 4
         formula = f"{question.tokens:.4g} x {size} bytes, where no token is read twice or live"
@@ -198,9 +221,17 @@ def _needs(candidate: Candidate, question: Question, saved: float) -> list[Term]
             "the rate is assumed; `llmkit doctor` measures it",
         )
     )  # fmt: skip
+    terms.append(_data(candidate))
     if fleet.nodes > 1:
         terms.append(_network(candidate))
     return terms
+
+
+def _data(candidate: Candidate) -> Term:
+    """Tokens a second that a data-parallel rank takes."""
+    rate, ranks = candidate.time.tokens_per_second, candidate.plan.layout.data_parallel_size
+    formula = f"{rate:,.0f} / {ranks:,} ranks of other rows; must be ready, as no waiting is counted"
+    return Term("data for a rank", rate / ranks, "tokens/s", formula)
 
 
 def _network(candidate: Candidate) -> Term:

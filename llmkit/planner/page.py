@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from llmkit.config.memory import show_bytes
-from llmkit.estimate.search import Candidate
+from llmkit.estimate.search import HOST_SHARE, Candidate
 from llmkit.estimate.term import Term
 from llmkit.monitor.text import duration
 from llmkit.planner import words
@@ -15,18 +15,18 @@ from llmkit.planner.study import Study
 from llmkit.recipes.document import amount
 
 BAR = 24
-"""Letters of the longest bar."""
+"""Letters of the longest bar, where there is room."""
 
 
 def page(study: Study, best: int) -> Iterator[str]:
     """The lines of the page. best: layouts that are listed."""
     plan, fleet = study.best.plan, study.fleet
-    yield f"{study.path}: {words.model(plan)}, on {words.fleet(fleet)}"
+    yield from words.wrapped(f"{study.path}: {words.model(plan)}, on {words.fleet(fleet)}")
     rows = plan.config.train.global_batch_size
     yield f"a step: {rows:,} row{'s' * (rows > 1)}, {plan.tokens_per_step:,} tokens, {plan.precision}"
     if study.subject.assumed:
         given = ", ".join(override(path, value) for path, value in study.subject.assumed.items())
-        yield f"assumed, as {study.path} leaves it open: {given}"
+        yield from words.wrapped(f"assumed, as {study.path} leaves it open: {given}", "  ")
     yield ""
     yield from _layouts(study, best)
     yield ""
@@ -45,12 +45,17 @@ def _layouts(study: Study, best: int) -> Iterator[str]:
         rows.append(("asked", *_layout_row(study.asked)))
     shown = study.found.families[:best]
     rows += [(str(place), *_layout_row(each)) for place, each in enumerate(shown, start=1)]
-    yield from words.table(rows, right=(2, 3, 4, 5, 6))
+    yield from words.table(rows, right=(2, 3, 4, 5, 6), words=1)
+    for note in _notes(study):
+        yield from words.wrapped(note, "  ")
+
+
+def _notes(study: Study) -> Iterator[str]:
+    """What there is to say of the layouts."""
     if study.refusal:
         yield f"the layout that is asked for is refused: {study.refusal}"
     elif study.asked is not None and not study.asked.memory.fits:
-        there = show_bytes(study.asked.memory.available)
-        yield f"the layout that is asked for does not fit: a device has {there}"
+        yield f"the layout that is asked for does not fit: {' and '.join(_lacks(study.asked))}"
     elif study.subject.loaded.config.parallel.layout == "auto":
         yield "parallel.layout is auto: a start chooses layout 1, with the micro-batch that its memory allows"
     step, count = study.best.time, len(study.found.fitting)
@@ -64,6 +69,22 @@ def _layouts(study: Study, best: int) -> Iterator[str]:
         )
     span = f"{words.seconds(step.low)} to {words.seconds(step.high)}"
     yield f"a step of 1: {span}, +-{step.spread:.0%}{reasons}"
+    if study.best.memory.host and study.ground.host_memory is None:
+        node = show_bytes(study.ground.host_room * study.fleet.devices_per_node)
+        yield f"a host is taken to have {node}, {HOST_SHARE:g} times its devices' (--host-memory)"
+    if study.best.plan.config.checkpoint.background and not study.best.saves_beside:
+        yield "the host of 1 has no memory for a copy of a checkpoint: training waits for the disk at a save"
+
+
+def _lacks(candidate: Candidate) -> Iterator[str]:
+    """Of which memory there is too little, in figures."""
+    memory = candidate.memory
+    device, host = memory.missing()
+    if device:
+        yield f"a device has {show_bytes(memory.available)}"
+    if host:
+        needed = show_bytes(host + memory.host_available)
+        yield f"a process needs {needed} of its host, and has {show_bytes(memory.host_available)}"
 
 
 def _layout_row(candidate: Candidate) -> tuple[str, ...]:
@@ -100,7 +121,7 @@ def _memory(candidate: Candidate) -> Iterator[str]:
     yield f"memory of a process of 1: {size} of {there}; micro-batches of {largest} and less fit"
     yield from _bars(memory.device)
     if memory.host:
-        yield f"on its host: {show_bytes(memory.host_bytes)}"
+        yield f"on its host: {show_bytes(memory.host_bytes)} of {show_bytes(memory.host_available)}"
         yield from _bars(memory.host)
 
 
@@ -110,16 +131,19 @@ def _time(candidate: Candidate) -> Iterator[str]:
     yield from _bars(time.parts)
     if time.hidden:
         beside = ", ".join(f"{term.name} {words.value(term)}" for term in time.hidden)
-        yield f"  beside computing, which hides it: {beside}"
+        yield from words.wrapped(f"  beside computing, which hides it: {beside}", "  ")
+    yield "  waiting for data is not counted (see data for a rank, below)"
 
 
 def _bars(terms: Sequence[Term]) -> Iterator[str]:
     largest = max((term.value for term in terms), default=0.0)
     total = sum(term.value for term in terms)
+    rest = max((len(term.name) + len(words.value(term)) for term in terms), default=0)
+    longest = max(0, min(BAR, words.width() - rest - len("    100.0%    ")))
     rows = [
         (
             f"  {term.name}", words.value(term), f"{term.value / total:.1%}",
-            "━" * round(BAR * term.value / largest),
+            "━" * round(longest * term.value / largest),
         )
         for term in sorted(terms, key=lambda each: -each.value)
         if term.value > 0.0
@@ -137,28 +161,33 @@ def _run(study: Study) -> Iterator[str]:
             rows.append((f"  {term.name}", words.value(term), term.formula))
     if found.expense.money is None:
         rows.append(("  cost", "not known", "give --price-per-hour, or monitor.cost"))
-    yield from words.table(rows)
+    yield from words.table(rows, words=2)
 
 
 def laws(study: Study) -> Iterator[str]:
-    """The table of scaling laws."""
+    """The table of scaling laws, and that of the loss that was asked for."""
     first = study.laws[0]
-    wanted = any(row.wanted is not None for row in study.laws)
     spent = f"{first.best.flops:.3g} FLOPs"
-    yield f"scaling laws (losses in nats a token of their text); the best training for about {spent}:"
-    heads = ["  law", "loss of this run", "best size", "its tokens", "its loss"]
-    rows = [[*heads, *(["tokens to the loss", "best size for it", "its tokens"] if wanted else [])]]
+    title = f"scaling laws (losses in nats a token of their text); the best training for about {spent}:"
+    yield from words.wrapped(title)
+    rows = [["  law", "loss of this run", "best size", "its tokens", "its loss"]]
     for row in study.laws:
-        line = [
-            f"  {row.law.name}", _nats(row.loss), amount(row.best.parameters), amount(row.best.tokens),
-            _nats(row.best.loss),
-        ]  # fmt: skip
-        if wanted:
-            best = row.wanted
-            line += ["never" if row.tokens is None and row.loss is not None else _amount(row.tokens)]
-            line += ["-", "-"] if best is None else [amount(best.parameters), amount(best.tokens)]
-        rows.append(line)
-    yield from words.table(rows, right=tuple(range(1, len(rows[0]))))
+        best = row.best
+        sizes = amount(best.parameters), amount(best.tokens), _nats(best.loss)
+        rows.append([f"  {row.law.name}", _nats(row.loss), *sizes])
+    yield from words.table(rows, right=(1, 2, 3, 4))
+    if any(row.wanted is not None for row in study.laws):
+        yield f"to a loss of {study.loss:g} nats a token:"
+        yield from words.table(_to_loss(study), right=(1, 2, 3))
+
+
+def _to_loss(study: Study) -> Iterator[Sequence[str]]:
+    yield "  law", "tokens to the loss", "best size for it", "its tokens"
+    for row in study.laws:
+        own = "never" if row.tokens is None and row.loss is not None else _amount(row.tokens)
+        best = row.wanted
+        sizes = ("-", "-") if best is None else (amount(best.parameters), amount(best.tokens))
+        yield f"  {row.law.name}", own, *sizes
 
 
 def _nats(loss: float | None) -> str:
@@ -171,8 +200,8 @@ def _amount(number: float | None) -> str:
 
 def _launch(study: Study) -> Iterator[str]:
     overrides = study.best_overrides
-    yield f"layout 1: {' '.join(overrides) if overrides else 'as it is'}"
+    yield from words.wrapped(f"layout 1: {' '.join(overrides) if overrides else 'as it is'}", "  ")
     if study.subject.assumed or study.fleet.nodes > 1:
         yield "(names in capitals are yours to fill in)"
     for line in launch_lines(study.path, overrides, study.fleet, study.subject.assumed):
-        yield f"  {line}"
+        yield from words.command(line)

@@ -11,7 +11,6 @@ from llmkit.config.memory import show_bytes
 from llmkit.config.mistakes import listed
 from llmkit.errors import UserError
 from llmkit.estimate.devices import Hardware
-from llmkit.estimate.memory import CHECKPOINT_COPY
 from llmkit.estimate.search import MICRO_BATCH, SPARE, Found, Ground, candidate
 from llmkit.planner import words
 
@@ -27,15 +26,13 @@ def remedies(loaded: Loaded, ground: Ground, found: Found) -> str:
     parts = ", ".join(f"{term.name} {show_bytes(term.value)}" for term in memory.device if term.value)
     there = f"{show_bytes(fleet.device.memory)} of the {fleet.device.name} ({SPARE:.0%} stay free)"
     ways = []
-    if memory.host_bytes > ground.host_room:
-        host = f"{show_bytes(memory.host_bytes)} of {show_bytes(ground.host_room)}"
+    if not nearest.host_fits:
+        host = f"{show_bytes(memory.host_bytes)} of {show_bytes(memory.host_available)}"
         there += f", and {host} of its part of the host's memory"
-        if nearest.fits:
-            node = memory.host_bytes * fleet.devices_per_node
+        if nearest.device_fits:
+            missing = memory.missing(SPARE)[1] / (1.0 - SPARE)
+            node = (memory.host_available + missing) * fleet.devices_per_node
             ways.append(f"{show_bytes(node)} of host memory for each node (--host-memory)")
-            copy = sum(term.value for term in memory.host if term.name == CHECKPOINT_COPY)
-            if copy and memory.host_bytes - copy <= ground.host_room:
-                ways.append(f"checkpoint.background=false, which keeps no copy of {show_bytes(copy)} there")
     ways += [*_more_nodes(loaded, ground, found), *_larger_devices(loaded, ground, found)]
     ways.append("a smaller model, or shorter rows (data.sequence_length)")
     return (
@@ -76,8 +73,7 @@ def _fits(loaded: Loaded, ground: Ground, found: Found) -> bool:
         changed = {"zero_stage": stage, "engine": engine, "offload": offload}
         layout = settings | {f"parallel.{name}": value for name, value in changed.items()} | {MICRO_BATCH: 1}
         try:
-            found_there = candidate(loaded, ground, layout)
-            if found_there.fits and found_there.memory.host_bytes <= ground.host_room:
+            if candidate(loaded, ground, layout).fits:
                 return True
         except UserError:
             continue

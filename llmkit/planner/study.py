@@ -10,7 +10,8 @@ from functools import cached_property
 from llmkit.errors import UserError
 from llmkit.estimate.hardware import Fleet
 from llmkit.estimate.interruptions import DEVICE_HOURS
-from llmkit.estimate.search import Candidate, Found, Ground, as_given, candidate, search
+from llmkit.estimate.layout_choice import layouts_of
+from llmkit.estimate.search import Candidate, Found, Ground, as_given, candidate
 from llmkit.monitor.cost import Prices
 from llmkit.planner.assumed import Load, Subject, open_subject
 from llmkit.planner.ground import Place
@@ -24,8 +25,9 @@ from llmkit.planner.remedies import remedies
 class Study:
     """A configuration on a fleet.
 
-    path, overrides: as they were given. asked: the layout of the configuration; None where that is left to
-    `parallel.layout: auto`, or where training refuses it, for the reason `refusal`. found: by the search.
+    path, overrides: as they were given. loss: to reach; None where none is asked for. asked: the layout of
+    the configuration; None where that is left to `parallel.layout: auto`, or where training refuses it, for
+    the reason `refusal`. found: by the search.
     """
 
     path: str
@@ -33,6 +35,7 @@ class Study:
     subject: Subject
     ground: Ground
     question: Question
+    loss: float | None
     asked: Candidate | None
     refusal: str
     found: Found
@@ -78,7 +81,7 @@ def study(
             asked = asked_layout(subject, ground)
     except UserError as error:
         refusal = str(error)
-    found = search(loaded, ground)
+    found = layouts_of(loaded, ground)
     if not found.fitting:
         if found.nearest is None:
             raise UserError(refusal or found.refused[0])
@@ -89,7 +92,9 @@ def study(
         prices = replace(prices, per_device_hour=options.price_per_hour)
     question = Question(tokens, prices, options.mtbf or DEVICE_HOURS, options.mtbf is not None)
     laws = law_rows(found.fitting[0].plan.model, tokens, flops=options.flops, loss=options.loss)
-    return Study(config, overrides, subject, ground, question, asked, refusal, found, tuple(laws))
+    return Study(
+        config, overrides, subject, ground, question, options.loss, asked, refusal, found, tuple(laws)
+    )  # fmt: skip
 
 
 def _tokens(best: Candidate) -> float:

@@ -9,7 +9,8 @@ from pathlib import Path
 from llmkit.config.derive import divisors
 from llmkit.config.memory import show_bytes
 from llmkit.errors import UserError
-from llmkit.estimate.search import MICRO_BATCH, Candidate, as_given, search, with_settings
+from llmkit.estimate.layout_choice import layouts_of
+from llmkit.estimate.search import MICRO_BATCH, Candidate, as_given, with_settings
 from llmkit.files import write_atomic
 from llmkit.planner import words
 from llmkit.planner.study import Study
@@ -19,8 +20,8 @@ from llmkit.report.chart import short
 MOST_DEVICES = 16_384
 BATCH = "train.global_batch_size"
 RECOMPUTED = ("none", "selective", "full")
-BAR = 20
-"""Letters of the longest bar."""
+BAR, WIDE = 20, 110
+"""Letters of the longest bar, which a terminal of so many columns has room for."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def _points(study: Study, *, weak: bool) -> Iterator[Point]:
         ground = replace(study.ground, fleet=replace(study.fleet, nodes=nodes))
         nodes *= 2
         batch = max(1, round(rows * devices / study.fleet.size)) if weak else rows
-        found = search(with_settings(loaded, {BATCH: batch}), ground).fitting
+        found = layouts_of(with_settings(loaded, {BATCH: batch}), ground).fitting
         if found and found[0].plan.padding_rows == 0:
             yield Point(devices, found[0])
 
@@ -82,6 +83,7 @@ def _table(title: str, points: list[Point]) -> Iterator[str]:
         yield "  no number of devices fits"
         return
     first, most = points[0], max(point.each for point in points)
+    longest = BAR if words.width() >= WIDE else 0
     rows = [("  devices", "step", "tokens/s", "a device", "efficiency", "MFU", "layout", "")]
     for point in points:
         time = point.best.time
@@ -89,14 +91,15 @@ def _table(title: str, points: list[Point]) -> Iterator[str]:
         rows.append((
             f"  {point.devices:,}", words.seconds(time.seconds), short(time.tokens_per_second),
             short(point.each), f"{point.each / first.each:.0%}", mfu, words.layout(point.best.plan),
-            "━" * round(BAR * point.each / most),
+            "━" * round(longest * point.each / most),
         ))  # fmt: skip
-    yield from words.table(rows, right=(0, 1, 2, 3, 4, 5))
+    yield from words.table(rows, right=(0, 1, 2, 3, 4, 5), words=6)
 
 
 def _memory_table(study: Study, memory: dict[str, list[tuple[int, int]]]) -> Iterator[str]:
     there = study.fleet.device.memory
-    yield f"memory of a process by micro-batch, of {show_bytes(there)}, by what is computed again"
+    title = f"memory of a process by micro-batch, of {show_bytes(there)}, by what is computed again"
+    yield from words.wrapped(title)
     micros = sorted({micro for points in memory.values() for micro, _ in points})
     rows: list[Sequence[str]] = [("  micro-batch", *RECOMPUTED)]
     for micro in micros:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import textwrap
 from collections.abc import Iterable, Sequence
 
 from llmkit.config.memory import show_bytes
@@ -11,6 +14,34 @@ from llmkit.estimate.term import Term
 from llmkit.monitor.text import duration
 from llmkit.plan.plan import Plan
 from llmkit.recipes.document import amount
+
+NARROWEST = 60
+"""Columns of a terminal with less are not filled."""
+LEAST_COLUMN = 16
+"""Letters that a column of words has at least."""
+
+
+def width() -> int:
+    """Columns of the terminal; 80 where there is none."""
+    return max(NARROWEST, shutil.get_terminal_size((80, 24)).columns)
+
+
+def wrapped(text: str, indent: str = "") -> list[str]:
+    """A sentence as lines of the terminal's width. indent: of all lines but the first."""
+    return textwrap.wrap(
+        text, width(), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def command(line: str) -> list[str]:
+    """A command as lines for a shell, each but the last with a backslash at its end."""
+    lines, now = list[str](), " "
+    for word in map(shlex.quote, shlex.split(line)):
+        if len(now) + len(word) + 3 > width() and now.strip():
+            lines.append(f"{now} \\")
+            now = "   "
+        now += f" {word}"
+    return [*lines, now]
 
 
 def layout(plan: Plan) -> str:
@@ -66,14 +97,26 @@ def seconds(number: float) -> str:
     return f"{number:.3g} s" if number >= 1.0 else f"{1000.0 * number:.3g} ms"
 
 
-def table(rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
-    """Rows as lines with columns of the same width; right: indices of columns that end at the same place."""
+def table(rows: Iterable[Sequence[str]], right: Sequence[int] = (), words: int | None = None) -> list[str]:
+    """Rows as lines with columns of the same width. right: indices of columns that end at the same place.
+    words: that of a column of words, which goes on in further lines where the terminal is too narrow."""
     rows = list(rows)
     widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))] if rows else []
+    if words is not None and rows:
+        rest = sum(widths) + 2 * (len(widths) - 1) - widths[words]
+        widths[words] = min(widths[words], max(LEAST_COLUMN, width() - rest))
+        rows = [line for row in rows for line in _lines(row, words, widths[words])]
     return [
         "  ".join(
-            text.rjust(width) if n in right else text.ljust(width)
-            for n, (text, width) in enumerate(zip(row, widths, strict=True))
+            text.rjust(columns) if n in right else text.ljust(columns)
+            for n, (text, columns) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
     ]  # fmt: skip
+
+
+def _lines(row: Sequence[str], words: int, columns: int) -> list[list[str]]:
+    """A row as several, each with a line of its column of words."""
+    parts = textwrap.wrap(row[words], columns, break_on_hyphens=False) or [""]
+    first = [*row[:words], parts[0], *row[words + 1 :]]
+    return [first, *([part if n == words else "" for n in range(len(row))] for part in parts[1:])]

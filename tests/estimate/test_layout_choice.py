@@ -10,8 +10,9 @@ import pytest
 from llmkit.config.load import Loaded, load
 from llmkit.errors import UserError
 from llmkit.estimate.devices import Hardware
-from llmkit.estimate.layout_choice import CHOSEN, with_layout
-from llmkit.estimate.search import Ground, search
+from llmkit.estimate.facts import facts_of
+from llmkit.estimate.layout_choice import CHOSEN, kept_settings, layouts_of, with_layout
+from llmkit.estimate.search import MICRO_BATCH, Ground, search
 from llmkit.parallel.accelerate import AccelerateConfig
 from llmkit.parallel.launch_setting import LaunchSetting
 from llmkit.plan import Known, resolve_plan
@@ -28,7 +29,8 @@ def recipe(*overrides: str) -> Loaded:
 def test_the_best_layout_stands_in_the_settings():
     given = recipe()
     chosen = with_layout(given, KNOWN, FLEET)
-    best = search(given, Ground(FLEET, KNOWN), ["parallel.activation_checkpointing"]).fitting[0]
+    kept = ["parallel.activation_checkpointing", MICRO_BATCH]
+    best = search(given, Ground(FLEET, KNOWN), kept).fitting[0]
     layout = resolve_plan(chosen, KNOWN).layout
     assert layout.to_dict() == best.plan.layout.to_dict()
     assert chosen.config.train.micro_batch_size == "auto", "it follows from the memory that is free"
@@ -43,9 +45,34 @@ def test_what_is_given_is_kept():
     assert chosen.config.parallel.activation_checkpointing == "selective", "as the recipe has it"
 
 
-def test_all_ranks_choose_alike():
-    one, other = (with_layout(recipe(), KNOWN, FLEET) for _ in range(2))
-    assert one.config == other.config and one.remarks == other.remarks
+def test_micro_batches_are_those_that_training_takes():
+    """With the layout in its settings, a start takes the micro-batch that the choice has counted with."""
+    for overrides in ([], ["train.micro_batch_size=1"], ["parallel.activation_checkpointing=none"]):
+        given = recipe(*overrides)
+        best = layouts_of(given, Ground(FLEET, KNOWN)).fitting[0]
+        chosen = with_layout(given, KNOWN, FLEET)
+        plan = resolve_plan(chosen, replace(KNOWN, device=facts_of(FLEET.device)))
+        assert plan.facts() == best.plan.facts() and best.fits
+
+
+def test_other_layouts_are_looked_for_where_one_is_given():
+    loaded = load(RECIPES / "llama-3.1-8b.yaml", ["parallel.zero_stage=3"])
+    assert kept_settings(loaded) == []
+    assert kept_settings(recipe("parallel.zero_stage=3")) == [
+        "parallel.zero_stage", "parallel.activation_checkpointing", MICRO_BATCH
+    ]  # fmt: skip
+
+
+def test_a_vocabulary_that_the_settings_tell_counts_as_it_is():
+    """A tokenizer of bytes has 257 tokens: such a small model needs no sharding on a GPU of 4 GiB."""
+    tiny = replace(FLEET.device, memory=4.0 * 2**30)
+    small = ["model.vocab_size=auto", "data.tokenizer={type: bytes, name: null}", "model.hidden_size=2048"]
+    small += ["model.num_hidden_layers=1", "model.num_attention_heads=16", "model.num_key_value_heads=16"]
+    loaded = load(RECIPES / "llama-3.1-8b.yaml", ["parallel.layout=auto", *small, "model.head_dim=128"])
+    fleet = replace(FLEET, device=tiny)
+    told = with_layout(loaded, replace(KNOWN, tokenizer_size=257), fleet)
+    assert with_layout(loaded, KNOWN, fleet).remarks == told.remarks
+    assert with_layout(loaded, replace(KNOWN, tokenizer_size=131_072), fleet).remarks != told.remarks
 
 
 def test_the_launchers_stage_is_followed():
@@ -56,7 +83,8 @@ def test_the_launchers_stage_is_followed():
 
 def test_a_vocabulary_that_is_not_known_yet_counts_as_a_large_one():
     hub = ["model.vocab_size=auto", "data.tokenizer.name=some/tokenizer"]
-    assert with_layout(recipe(*hub), KNOWN, FLEET).config.parallel.zero_stage in (1, 2, 3)
+    large = with_layout(recipe(*hub), replace(KNOWN, tokenizer_size=131_072), FLEET)
+    assert with_layout(recipe(*hub), KNOWN, FLEET).remarks == large.remarks
 
 
 def test_what_fits_nowhere_is_refused_with_the_command_that_says_more():

@@ -10,9 +10,13 @@ import pytest
 import torch
 
 from llmkit.cli import main
+from llmkit.config.load import load
 from llmkit.errors import UserError
-from llmkit.loop.auto_layout import fleet_of
+from llmkit.estimate.search import MICRO_BATCH
+from llmkit.loop import auto_layout
+from llmkit.loop.auto_layout import choose_layout, fleet_of
 from llmkit.parallel.rank_info import RankInfo
+from llmkit.plan import Known, resolve_plan
 from tests.program import make_project
 
 
@@ -23,6 +27,34 @@ def test_nodes_and_devices_of_a_launch(monkeypatch):
     fleet = fleet_of(RankInfo(rank=9, world_size=16, local_rank=1, local_size=8))
     assert (fleet.device.name, fleet.nodes, fleet.devices_per_node, fleet.size) == ("h100", 2, 8, 16)
     assert (fleet.inside.name, fleet.between.name) == ("nvlink4", "ib-ndr")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides"),
+    [
+        ("llama-3.1-8b", []),  # which names its activation checkpointing
+        ("llama-3.1-8b", ["train.micro_batch_size=1"]),
+        ("gpt3-xl", ["parallel.tensor_parallel_size=2"]),
+        ("gpt2-124m", ["train.global_batch_size=8", "data.tokenizer={type: bytes, name: null}"]),
+    ],
+)
+def test_a_start_chooses_the_layout_that_the_plan_shows(recipe, overrides, monkeypatch, capsys):
+    """The same settings, on the same eight GPUs with the same host, on every rank."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(auto_layout, "host_memory", lambda: 1024 * 2**30)
+    path = str(Path(__file__).parents[2] / f"configs/recipes/{recipe}.yaml")
+    given = ["parallel.layout=auto", *overrides]
+    assert main(["plan", path, "--device", "h100", "--host-memory", "1024", "--json", *given]) == 0
+    shown = json.loads(capsys.readouterr().out)["layouts"][0]["settings"]
+    starts = [choose_layout(load(path, given), Known(8), RankInfo(n, 8, n, 8)) for n in (0, 7)]
+    for start in starts:
+        layout = resolve_plan(start, Known(8)).layout.to_dict()
+        assert {name: layout[name.partition(".")[2]] for name in shown if name != MICRO_BATCH} == {
+            name: value for name, value in shown.items() if name != MICRO_BATCH
+        }
+    assert starts[0].remarks == starts[1].remarks
 
 
 def test_a_gpu_without_figures_is_named(monkeypatch):

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,12 @@ ROOT = Path(__file__).parents[2]
 LLAMA = str(ROOT / "configs/models/llama-3.1-8b.yaml")
 RECIPE = str(ROOT / "configs/recipes/llama-3.1-8b.yaml")
 SMALL = str(ROOT / "configs/recipes/gpt2-124m.yaml")
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No sentence goes on in a next line."""
+    monkeypatch.setenv("COLUMNS", "1000")
 
 
 def plan(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -139,12 +146,37 @@ def test_host_memory_that_is_missing_is_told(capsys):
     assert found is not None and "offload" in message
     enough = str(float(found[1].replace(",", "")) + 1)
     assert "ZeRO-3 x 1, offload" in plan(capsys, *alone, "--host-memory", enough)
-    assert "checkpoint.background" not in message, "72 GiB do not do without a copy of a checkpoint, either"
     less = str(float(found[1].replace(",", "")) - 1)
-    assert "checkpoint.background=false, which keeps no copy of" in refusal(
-        capsys, *alone, "--host-memory", less
-    )
-    assert "offload" in plan(capsys, *alone, "--host-memory", less, "checkpoint.background=false")
+    assert "of host memory for each node" in refusal(capsys, *alone, "--host-memory", less)
+    page = plan(capsys, *alone, "--host-memory", enough)
+    assert "the host has no memory for a copy" in page and "waits for the disk" in page
+    assert "waits for the disk" not in plan(capsys, *alone, "--host-memory", "1000")
+
+
+FORMS: list[list[str]] = [
+    ["--loss", "2.1"], ["--explain"], ["--sweep"], ["--compare", "", "parallel.zero_stage=1"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form[0])
+def test_a_narrow_terminal_shows_every_figure_of_a_wide_one(form, capsys, monkeypatch):
+    given = [SMALL, "--device", "h100", "--nodes", "2", *form]
+    wide = plan(capsys, *given)
+    monkeypatch.setenv("COLUMNS", "80")
+    narrow = plan(capsys, *given)
+    assert max(map(len, narrow.splitlines())) <= 80 < max(map(len, wide.splitlines()))
+    found, expected = (Counter(re.findall(r"[\w.,%+/=:-]*\d[\w.,%+/=:-]*", text)) for text in (narrow, wide))
+    assert found == expected
+
+
+def test_a_layout_whose_host_is_too_small_does_not_fit(capsys):
+    """The layout that is asked for is offloaded to a host that has room for little more than a process."""
+    usual = [SMALL, "--device", "h100", "--gpus-per-node", "1"]
+    given = ["parallel.zero_stage=2", "parallel.offload=cpu", "train.micro_batch_size=4"]
+    page = plan(capsys, *usual, "--host-memory", "5", *given)
+    assert re.search(r"asked +ZeRO-2 x 1, offload, micro-batch 4 +[\d.]+ GiB +does not fit", page)
+    assert re.search(r"does not fit: a process needs [\d.]+ GiB of its host, and has 5.0 GiB", page)
+    assert "a host is taken to have" not in page and "--host-memory" in plan(capsys, *usual)
 
 
 def test_rows_that_only_fill_are_told(capsys):

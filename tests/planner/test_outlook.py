@@ -10,6 +10,7 @@ import pytest
 from llmkit.api import load
 from llmkit.config.load import load as load_file
 from llmkit.config.memory import checkpoint_bytes
+from llmkit.config.schema import Checkpoint
 from llmkit.errors import UserError
 from llmkit.estimate.communication import HOST_BANDWIDTH
 from llmkit.estimate.devices import Hardware
@@ -17,7 +18,7 @@ from llmkit.estimate.interruptions import daly_interval, lost_share
 from llmkit.estimate.search import Candidate, Found, Ground, as_given, search
 from llmkit.monitor.cost import Prices
 from llmkit.planner.assumed import open_subject
-from llmkit.planner.outlook import DISK_BANDWIDTH, Question, checkpoint_size, outlook
+from llmkit.planner.outlook import DISK_BANDWIDTH, Question, checkpoint_size, disk, outlook
 
 RECIPE = str(Path(__file__).parents[2] / "configs/recipes/llama-3.1-8b.yaml")
 
@@ -86,6 +87,53 @@ def test_disks_hosts_and_network(best: Candidate):
     assert terms["host memory of a node"].value >= saved / 8
     sent = terms["network of a node"].value * best.time.seconds
     assert best.plan.layout.zero_stage == 1 and sent == pytest.approx(6 * 8_030_261_248)
+
+
+@pytest.mark.parametrize(
+    ("settings", "count", "says"),
+    [
+        ({"keep_last": 3}, 4, "(3 newest + 1 being written) x "),
+        ({"keep_last": 1, "keep_best": True}, 3, "(1 newest + the best one + 1 being written) x "),
+        # Of 10,000 steps 2,000 divides 5, and 3,000 divides 3, of which one is saved: 6,000.
+        ({"keep_last": 3, "keep_every": 2000}, 9, "(3 newest + 5 of steps that 2,000 divides + 1 being"),
+        ({"keep_every": 3000, "every_steps": 2000}, 5, "1 of steps that 3,000 divides"),
+        # 100 saves by the clock meet one in ten of the steps that are kept, and no more than there are.
+        ({"keep_every": 10, "every_steps": 0, "every_minutes": 1.0}, 14, "10 of steps"),
+        ({"keep_every": 5000, "every_steps": 0, "every_minutes": 1.0}, 5, "1 of steps"),
+    ],
+)
+def test_the_disk_holds_all_that_is_kept_and_what_is_being_written(settings, count, says):
+    given = Checkpoint.model_validate({"every_steps": 1000, "every_minutes": 0.0, **settings})
+    term = disk(given, 10_000, 6000.0, 2.0**30)
+    assert term.value == count * 2**30 and says in term.formula
+
+
+@pytest.mark.parametrize("every", [1, 3, 4, 10])
+def test_the_disk_is_enough_for_a_run_that_is_played_through(every):
+    """Every save in order, as `superfluous` deletes: what lies there is never more than the estimate."""
+    given = Checkpoint.model_validate(
+        {"every_steps": 2, "every_minutes": 0.0, "keep_last": 2, "keep_every": every, "keep_best": True}
+    )
+    there, most = list[int](), 0
+    for step in range(2, 41, 2):
+        most = max(most, len(there) + 1)
+        there.append(step)
+        older = there[:-1]
+        gone = older[: max(0, len(older) - 1)]
+        best = 6
+        there = [each for each in there if each not in gone or each % every == 0 or each == best]
+    kept = disk(given, 40, 1.0, 1.0).value
+    assert most <= kept <= most + 4, "the best, the newest and the one being written may be kept anyhow"
+
+
+def test_a_run_that_saves_as_configured_takes_no_less(best: Candidate):
+    found = outlook(best, Question(1e11, Prices(), device_hours=6400.0, given_rate=True))
+    terms = {term.name: term.value for term in found.terms}
+    alone = found.steps * best.time.seconds
+    assert terms["time as configured"] == pytest.approx(alone / (1 - terms["lost as configured"]))
+    assert terms["time as configured"] > found.seconds
+    rows = best.plan.config.train.global_batch_size / best.plan.layout.data_parallel_size
+    assert terms["data for a rank"] == pytest.approx(rows * 8192 / best.time.seconds)
 
 
 @pytest.mark.parametrize("stage", [2, 3])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
+
 import pytest
 
 from llmkit.estimate.devices import Hardware
@@ -32,3 +35,29 @@ def test_fleets():
 def test_tables_have_columns():
     assert words.table([("a", "1", "x"), ("bcd", "20", "")], right=(1,)) == ["a     1  x", "bcd  20"]
     assert words.table([]) == []
+
+
+def test_a_column_of_words_goes_on_in_further_lines(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    row = ("a name", "1.5 GiB", "of the memory of a process that has a lot of it and of others")
+    lines = words.table([row, ("b", "2 GiB", "short")], right=(1,), words=2)
+    assert max(map(len, lines)) <= 60 and lines[0].startswith("a name  1.5 GiB  of the memory")
+    assert " ".join(lines[:-1]).split() == " ".join(row).split()
+    assert lines[1].startswith(" " * 17) and lines[-1] == "b         2 GiB  short"
+
+
+def test_a_command_in_several_lines_is_the_same_for_a_shell(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    line = "llmkit train config.yaml 'data.sources=[{type: text, path: DATA}]' a.b=1 " + "c.d=2 " * 20
+    lines = words.command(line.strip())
+    assert max(map(len, lines)) <= 60 and len(lines) > 3
+    joined = "\n".join(lines)
+    script = ["sh", "-c", f"printf '%s\\n' {joined}"]
+    printed = subprocess.run(script, capture_output=True, text=True, check=True)
+    assert printed.stdout.splitlines() == shlex.split(line)
+
+
+def test_without_a_terminal_lines_have_80_columns(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr("os.get_terminal_size", lambda *_: (_ for _ in ()).throw(OSError))
+    assert words.width() == 80
