@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +42,7 @@ class Sender:
         """Why the store has not deleted what was to be deleted, the last time."""
         self._catalogue = Catalogue(run=known.run)
         self._to_delete = set[str]()
-        """Files that are in the store yet and belong to nothing."""
+        """Files that are in the store yet and belong to nothing, by the catalogue there."""
         self._journal = Journal(folder / "copies" / "sent.jsonl", str(store))
 
     def claim(self) -> None:
@@ -83,12 +83,11 @@ class Sender:
         before, sent = self._of(name), self._journal.bytes_sent
         others = [copy for copy in self._catalogue.copies if copy.name != name]
         self._require_mine()
-        self._delete()
-        self._to_delete |= {copy.path(file) for copy in before for file in copy.files}
-        self._publish(copies=[*others, new])
-        if any(copy.files != new.files for copy in before):
-            self._to_delete.add(new.manifest)  # another checkpoint of this step: what is there is none now
-        self._delete()
+        self._delete(self._to_delete)
+        self._publish({copy.path(file) for copy in before for file in copy.files}, copies=[*others, new])
+        changed = any(copy.files != new.files for copy in before)
+        # Of another checkpoint of this step: without a manifest what is there now is none.
+        self._delete({*self._to_delete, new.manifest} if changed else self._to_delete)
         with held(self._folder / "checkpoints" / name, [file.name for file in files]) as folder:
             for last in (False, True):  # the manifest comes last, here as there
                 now = [file for file in files if (file.name == MANIFEST) is last]
@@ -99,16 +98,15 @@ class Sender:
         # Copies of later steps are of a run that has gone back since; incomplete ones were given up.
         staying = [copy for copy in others if copy.complete and copy.step in kept and copy.step <= newest]
         going = [copy for copy in others if copy not in staying]
-        self._to_delete |= {copy.path(file) for copy in going for file in copy.files}
-        self.keep_record([*staying, done])
+        self.keep_record([*staying, done], {copy.path(file) for copy in going for file in copy.files})
         self._journal.tidy()
         return self._journal.bytes_sent - sent
 
-    def keep_record(self, copies: Sequence[Copy] | None = None) -> None:
+    def keep_record(self, copies: Sequence[Copy] | None = None, gone: Set[str] = frozenset()) -> None:
         """Copies the record of the run as it is now, publishes the catalogue with it, and deletes what then
         belongs to nothing, the record of before too.
 
-        copies: those that there are now; by default those of before.
+        copies: those that there are now; by default those of before. gone: files of others.
         """
         found, before = snapshot(self._folder), self._catalogue.record
         record = Record(number=0 if before is None else before.number + 1, files=[file for file, _ in found])
@@ -120,10 +118,10 @@ class Sender:
             self._require_mine()
             for file, content in found:
                 self.store.put(record.path(file), Outgoing(file, content))
-            self._to_delete |= set() if before is None else set(map(before.path, before.files))
+            gone = gone | (set() if before is None else set(map(before.path, before.files)))
         copies = self._catalogue.copies if copies is None else copies
-        self._publish(copies=list(copies), record=record)
-        self._delete()
+        self._publish(gone, copies=list(copies), record=record)
+        self._delete(self._to_delete)
 
     def beat(self, count: int, ended: bool = False) -> None:
         """Says that this start lives, or has ended in order; after that it says nothing more.
@@ -144,14 +142,17 @@ class Sender:
         assert self.mine is not None, "nothing is copied before it is claimed"
         owner.require_mine(self.store, self.mine)
 
-    def _publish(self, **changes: Any) -> None:
-        """Puts a changed catalogue in the place of the one before."""
+    def _publish(self, gone: Set[str], **changes: Any) -> None:
+        """Puts a changed catalogue in the place of the one before.
+
+        gone: what may be deleted once it is there, and not before; nothing that it lists.
+        """
         self._require_mine()
         changed = self._catalogue.model_copy(update=changes)
-        self._to_delete -= changed.paths()
-        changed = changed.model_copy(update={"gone": sorted(self._to_delete)})
+        to_delete = (self._to_delete | gone) - changed.paths()
+        changed = changed.model_copy(update={"gone": sorted(to_delete)})
         catalogue.write(self.store, changed)
-        self._catalogue = changed
+        self._catalogue, self._to_delete = changed, to_delete
 
     def _send_all(self, files: Sequence[tuple[str, Stored, Path]]) -> None:
         """Sends files that the store has not, some at a time. Raises the first error of one of them."""
@@ -175,17 +176,17 @@ class Sender:
 
         return send
 
-    def _delete(self) -> None:
-        """Deletes what belongs to nothing, manifests first: the rest of a checkpoint without it is none.
+    def _delete(self, names: Set[str]) -> None:
+        """Deletes files, manifests first: the rest of a checkpoint without it is none.
 
         What a store does not delete stays, is noted, and is deleted with the next copy.
         """
         self.not_deleted = ""
         try:
-            for name in sorted(self._to_delete, key=lambda name: (not name.endswith(f"/{MANIFEST}"), name)):
+            for name in sorted(names, key=lambda name: (not name.endswith(f"/{MANIFEST}"), name)):
                 self.store.delete(name)
                 self._journal.forget(name)
-                self._to_delete.remove(name)
+                self._to_delete.discard(name)
         except RequestError as error:
             self.not_deleted = str(error)
 

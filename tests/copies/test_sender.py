@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,6 +100,37 @@ def test_nothing_is_called_complete_before_all_of_it_is_there(
             for file in each.files:
                 assert len(b"".join(store.blocks(each.path(file), file))) == file.size
         copy(sender_of(store, run), run, 30, keep=1)
+
+
+def test_nothing_that_is_called_complete_is_deleted(web: PutServer, traffic: Traffic, run: Path) -> None:
+    """Whatever request fails, and the one that tries again, too, after it has deleted what it wants."""
+    store = Store(web.url, traffic)
+    sender = sender_of(store, run)
+    copy(sender, run, 10, 20, keep=1)
+    begun = len(web.writes)
+    copy(sender, run, 30, keep=1)
+    for failing in range(len(web.writes) - begun):
+        last, step = len(web.writes) + failing, 40 + failing
+        (run / "metrics.jsonl").write_bytes(b'{"step": %d}\n' % step)
+        web.write_trouble = lambda method, number, path, last=last: 403 if number > last else None
+        with suppress(RequestError):
+            copy(sender, run, step, keep=1)
+        web.write_trouble = lambda method, number, path: 403 if method == "PUT" else None
+        with suppress(RequestError):
+            copy(sender, run, step, keep=1)
+        found = catalogue.read(store)
+        assert found is not None and found.complete and found.record is not None
+        for each in found.complete:
+            for file in each.files:
+                assert len(b"".join(store.blocks(each.path(file), file))) == file.size
+        for file in found.record.files:
+            assert store.head(found.record.path(file)) is not None
+        web.write_trouble = lambda method, number, path: None
+        copy(sender, run, step, keep=1)
+        found = catalogue.read(store)
+        assert found is not None
+        known = {f"/{path}" for path in found.paths()} | {"/owner.json", "/copies.json"}
+        assert known <= set(web.files) <= known | {f"/{path}" for path in found.gone}
 
 
 def test_files_that_are_there_are_not_sent_again(web: PutServer, traffic: Traffic, run: Path) -> None:
