@@ -104,14 +104,24 @@ class ChatTemplate:
         closers = {*controls, *self._variables.values()} - {""}
         self._closers = _any_of(sorted(closers, key=len, reverse=True))
 
-    @property
-    def closes(self) -> bool:
-        """Whether it ends a chat by a token that no prompt follows, judged by an example."""
+    @functools.cached_property
+    def ending(self) -> str:
+        """What it writes behind a chat only where no prompt follows, judged by examples; "" for nothing.
+
+        Phi-3's writes "<|end|>\\n<|endoftext|>" behind the last words, and "<|end|>\\n<|assistant|>\\n"
+        where it asks for an answer: "<|endoftext|>". Empty, too, where that does not begin with a control
+        token: where else it begins cannot be told, for it and the prompt may begin with the same text.
+        """
         chat = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
-        try:
-            return self._closing(self._output(chat, asks=False), self._output(chat, asks=True)) != ""
-        except RefusedError:
-            return False
+        for example in (chat, [{"role": "system", "content": _QUESTION}, *chat]):
+            with contextlib.suppress(RefusedError):
+                output, asked = self._output(example, asks=False), self._output(example, asks=True)
+                pairs = enumerate(zip(output, asked))
+                shared = next((i for i, (a, b) in pairs if a != b), min(len(output), len(asked)))
+                starts = (token.start() for token in self._closers.finditer(output) if token.end() > shared)
+                shared = min(shared, next(starts, shared))
+                return output[shared:] if self._closers.match(output, shared) else ""
+        return ""
 
     def render(self, messages: Sequence[Message], *, asks: bool = False) -> Rendered:
         """The text of a chat, with the spans of control tokens and of the assistant's words.
@@ -123,12 +133,14 @@ class ChatTemplate:
         hidden = self._hide_controls(messages)
         output = self._output(hidden, asks=False)
         self._check_roles(messages, hidden, output)
-        turns = self._find_turns(hidden, output)
+        turns: list[tuple[int, int]] = []
+        if not self._marks_assistant:
+            turns = find_turns(hidden, output, lambda part, asks: self._output(part, asks=asks), self.ending)
         if asks:
             whole, output = output, self._output(hidden, asks=True)
-            if turns and not output.startswith(whole[: turns[-1][1]]):
-                start, end = turns[-1]  # it may have the end of the chat
-                turns[-1] = (start, min(end, len(whole) - len(self._closing(whole, output))))
+            if turns:
+                start, end = turns[-1]
+                turns[-1] = (start, min(end, len(whole.removesuffix(self.ending))))
                 if not output.startswith(whole[: turns[-1][1]]):
                     raise RefusedError(
                         "what it writes for the assistant's words changes with the prompt behind them"
@@ -151,29 +163,6 @@ class ChatTemplate:
         output = self._output(hidden, asks=False).replace(BEGIN, "").replace(END, "")
         following = output.rpartition(_ANSWER)[2] if _ANSWER in output else ""
         return self._read_marks(following.partition(_QUESTION)[0])
-
-    def _find_turns(self, hidden: Sequence[Message], output: str) -> list[tuple[int, int]]:
-        """The assistant's turns in the output, of a template that does not mark them itself."""
-        if self._marks_assistant:
-            return []
-        return find_turns(
-            hidden,
-            output,
-            lambda part, asks: self._output(part, asks=asks),
-            lambda asked: self._closing(output, asked),
-        )
-
-    def _closing(self, output: str, asked: str) -> str:
-        """The end of a chat's output that a prompt takes the place of; asked: the output with the prompt.
-
-        Empty where that does not begin with a control token: where else it begins cannot be told, for it and
-        the prompt may begin with the same text.
-        """
-        pairs = enumerate(zip(output, asked))
-        shared = next((index for index, (one, other) in pairs if one != other), min(len(output), len(asked)))
-        starts = (token.start() for token in self._closers.finditer(output) if token.end() > shared)
-        shared = min(shared, next(starts, shared))
-        return output[shared:] if self._closers.match(output, shared) else ""
 
     def _hide_controls(self, messages: Sequence[Message]) -> list[dict[str, str]]:
         """The messages with a mark in the place of each control token that they spell."""

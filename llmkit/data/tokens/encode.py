@@ -78,7 +78,7 @@ class RecordEncoder:
         if record == "text" and not self.tokenizer.control_tokens_in_text:
             return self.tokenizer.hash
         template = self.template_key if record in ("chat", "preference") else ""
-        if record == "chat" and self._template.closes:  # before, their chats of several turns were left out
+        if record == "chat" and self._template.ending:  # before, their chats of several turns were left out
             template += "\0closed"
         parts = [f"version {VERSION}", self.tokenizer.hash, template]
         if record == "preference":

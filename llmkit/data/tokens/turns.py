@@ -7,7 +7,6 @@ of the first with the prompt that asks for an answer: the span (7, 10), "yo.". T
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 
 Message = Mapping[str, str]
@@ -24,100 +23,79 @@ class RefusedError(Exception):
 
 
 def find_turns(
-    messages: Sequence[Message], output: str, render: Render, closing: Callable[[str], str]
+    messages: Sequence[Message], output: str, render: Render, ending: str
 ) -> list[tuple[int, int]]:
     """(start, end) in `output` of each message of the role "assistant", in order.
 
     A turn is what the message adds to the prompt that asks for it. output: what the template writes for all
-    the messages. closing: what it writes only at the end of a chat that no prompt follows, as the end of
-    `output`, given what it writes with a prompt; asked for only where the turns are not found without it.
+    the messages. ending: what it writes behind them only where the chat ends and no prompt follows.
     Raises RefusedError where a prompt is no beginning of the output, or the template refuses a part of the
     chat.
     """
-    try:
-        return _find(messages, output, render)
-    except RefusedError:
-        ending = closing(render(messages, True))
-        if not ending:
-            raise
+    turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    if not turns:
+        return []
 
     def unclosed(part: Sequence[Message], asks: bool) -> str:
+        if not asks and len(part) == len(messages):
+            return output.removesuffix(ending)
         text = render(part, asks)
         return text if asks else text.removesuffix(ending)
 
-    spans = _find(messages, output.removesuffix(ending), unclosed)
-    if messages[-1]["role"] == "assistant":
+    try:
+        spans = _find(messages, turns, output, unclosed, WINDOW)
+    except RefusedError:  # what it writes for a turn may depend on all that precedes it
+        if len(turns) <= WINDOW:
+            raise
+        spans = _find(messages, turns, output, unclosed, len(turns))
+    if turns[-1] + 1 == len(messages):
         spans[-1] = (spans[-1][0], len(output))
     return spans
 
 
-def _find(messages: Sequence[Message], output: str, render: Render) -> list[tuple[int, int]]:
-    """The same, for a template that writes nothing only because the chat ends."""
-    turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-    if len(turns) > WINDOW:
-        with contextlib.suppress(RefusedError):  # what it writes for a turn depends on all that precedes it
-            return _by_windows(messages, turns, output, render)
-    return _by_prefixes(messages, turns, output, render, whole=True)
-
-
-def _by_prefixes(
-    messages: Sequence[Message], turns: Sequence[int], output: str, render: Render, *, whole: bool
+def _find(
+    messages: Sequence[Message], turns: Sequence[int], output: str, render: Render, window: int
 ) -> list[tuple[int, int]]:
-    """The turns at these indices. whole: `output` has no prompt at its end."""
-    spans, done = [], 0
-    for turn in turns:
-        ends = whole and turn + 1 == len(messages)
-        answered = output if ends else render(messages[: turn + 1], False)
-        start = _prompt_length(messages, turn, answered, render)
-        if start < done or not output.startswith(answered):
-            raise _not_found(turn)
-        done = len(answered)
-        spans.append((start, done))
-    return spans
+    """The spans of the turns at these indices.
 
-
-def _by_windows(
-    messages: Sequence[Message], turns: Sequence[int], output: str, render: Render
-) -> list[tuple[int, int]]:
-    """The same, from windows of turns that are rendered behind the messages before the first turn.
-
-    Each window's text begins where that of the one before ends, and all together are the output: so nothing
-    depends on what lies further back. Raises RefusedError where that is not so.
+    A turn is rendered behind the messages before the first one, and those from the first turn of its window
+    on, of which a window holds `window`. All that is rendered must be in the output, right behind what was
+    found before: so nothing depends on what lies further back.
     """
-    head = list(messages[: turns[0]])
+    head, first = messages[: turns[0]], turns[0]
+    begin = shift = done = 0  # text[begin:] of the window is output[begin + shift:]
     spans: list[tuple[int, int]] = []
-    done = 0
-    for first in range(0, len(turns), WINDOW):
-        begin = turns[first]
-        last = first + WINDOW >= len(turns)
-        stop = len(messages) if last else turns[first + WINDOW]
-        part = [*head, *messages[begin:stop]]
-        text = render(part, not last)
-        shifted = [len(head) + turn - begin for turn in turns[first : first + WINDOW]]
-        found = _by_prefixes(part, shifted, text, render, whole=last)
-        known = found[0][0] if first else 0
-        if not output.startswith(text[known:], done):
-            raise _not_found(begin)
-        spans += [(done + start - known, done + end - known) for start, end in found]
-        done += len(text) - known
-    if done != len(output):
-        raise _not_found(turns[-1])
+
+    def end_of(text: str, turn: int) -> int:
+        """Where a text of this window ends in the output."""
+        end = shift + len(text)
+        known = text.startswith(output[:begin]) and output.startswith(text[begin:], begin + shift)
+        if end < done or not known:
+            raise _not_found(turn)
+        return end
+
+    for count, turn in enumerate(turns):
+        if turn > 0:
+            done = end_of(render([*head, *messages[first:turn]], True), turn)
+        if count and count % window == 0:
+            first, begin, shift = turn, spans[0][0], done - spans[0][0]
+        answered = render([*head, *messages[first : turn + 1]], False)
+        if turn == 0:
+            done = _length_of_first_prompt(messages[0], answered, render)
+        spans.append((done, end_of(answered, turn)))
+        done = spans[-1][1]
     return spans
 
 
-def _prompt_length(messages: Sequence[Message], turn: int, answered: str, render: Render) -> int:
-    """Characters of `answered`, which ends in message `turn`, that come before the assistant's words."""
-    if turn > 0:
-        asked = render(messages[:turn], True)
-        if answered.startswith(asked):
-            return len(asked)
-        raise _not_found(turn)
-    # Many templates need a first message: how they ask is then seen behind this one.
-    asked = render(messages[:1], True)
-    alone = render(messages[:1], False)
+def _length_of_first_prompt(message: Message, answered: str, render: Render) -> int:
+    """Characters of `answered`, which ends in a first message of the assistant, that come before its words.
+
+    Many templates need a first message: how they ask is then seen behind this one.
+    """
+    asked, alone = render([message], True), render([message], False)
     prompt = asked[len(alone) :]
     if not asked.startswith(alone) or prompt not in answered:
-        raise _not_found(turn)
+        raise _not_found(0)
     return answered.index(prompt) + len(prompt)
 
 

@@ -280,6 +280,17 @@ def test_chats_take_the_tokenizers_template_else_chatml() -> None:
     assert FAST.chat_template == CHATML
 
 
+def test_the_example_of_the_module() -> None:
+    made = tokenizer(byte_level(), chat_template=CHATML)
+    chat = Chat(({"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}))
+    encoded = one(RecordEncoder(made), chat)
+    assert encoded.targets is not None and encoded.end_is_target
+    assert made.decode(encoded.tokens) == (
+        "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyo<|im_end|>\n"
+    )
+    assert made.decode(encoded.tokens[encoded.targets]) == "yo<|im_end|>\n"
+
+
 def test_a_refused_chat_says_why() -> None:
     refusing = RecordEncoder(with_template(SPED_UP, "{{ raise_exception('no system here') }}"))
     reason = "the chat template refuses the chat: TemplateError: no system here"

@@ -127,7 +127,7 @@ def test_the_work_grows_with_the_number_of_turns_and_not_with_its_square(templat
     work = []
     for chat in (LONG, [*LONG, *LONG[2:], *LONG[2:], *LONG[2:]]):
         output, rendered = made.render(chat).text, 0
-        find_turns(chat, output, render, lambda asked, output=output: made._closing(output, asked))
+        find_turns(chat, output, render, made.ending)
         work.append(rendered / len(chat))
     assert work[1] < 1.2 * work[0]
 
@@ -160,3 +160,18 @@ def test_what_asks_for_an_answer_has_the_turns_before_it() -> None:
     assert len(asked.controls) == 7
     after = chat.end_of_turn(talk("user"))
     assert (after.text, after.controls) == ("<|im_end|>\n", [(0, 10)])
+
+
+def test_the_example_of_the_module() -> None:
+    letters = "{% for m in messages %}{{ m['role'][0] | upper }}:{{ m['content'] }}.{% endfor %}"
+    template = ChatTemplate(letters + "{% if add_generation_prompt %}A:{% endif %}")
+    said = zip(["user", "assistant"] * 2, ["hi", "yo", "ok", "go"])
+    rendered = template.render([{"role": role, "content": content} for role, content in said])
+    assert (rendered.text, rendered.assistant) == ("U:hi.A:yo.U:ok.A:go.", [(7, 10), (17, 20)])
+
+
+@pytest.mark.parametrize("needed", [False, True])
+def test_what_ends_a_chat_is_found_also_where_the_template_needs_the_systems_words(needed: bool) -> None:
+    refused = "{% if messages[0]['role'] != 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    assert made_of(refused * needed + CLOSED).ending == "<|endoftext|>"
+    assert made_of(refused * needed + CHATML).ending == ""
