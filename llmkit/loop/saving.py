@@ -16,9 +16,12 @@ from llmkit.checkpoint.write import write_and_commit
 from llmkit.errors import RunFault
 from llmkit.loop.host_copies import HostCopies
 from llmkit.loop.rollback import roll_back_if_asked
+from llmkit.parallel.roll_call import is_broken_connection
 
 if TYPE_CHECKING:
     from llmkit.loop.trainer import Trainer
+SETTLE_SECONDS = 600.0
+"""How long a rank that ends by an error waits for a save at least."""
 CLOSE_SECONDS = 5.0
 """How long the end of a process waits for a save that was given up, because other ranks have gone."""
 
@@ -124,13 +127,23 @@ class Saves:
     def settle_after(self, error: BaseException) -> None:
         """The same where this rank ends by an error: less is lost then. Not collective, raises nothing.
 
-        Where other ranks have gone, or the user wants an end at once, nothing is waited for.
+        Where other ranks have gone, or the user wants an end at once, nothing is waited for; else no longer
+        than SETTLE_SECONDS, or three times as long as the last save took: a disk may hang.
         """
-        t = self._t
+        t, save = self._t, self._flight
+        if save is None:
+            return
         gone = t.mesh.roll_call is not None and t.mesh.roll_call.gone
-        if self._outcome.done() or (isinstance(error, Exception) and not gone):
-            with suppress(Exception):
+        limit = max(SETTLE_SECONDS, 3.0 * self.seconds) if isinstance(error, Exception) and not gone else 0.0
+        with t.phases.span("save"):
+            wait([self._outcome], limit)
+        with suppress(Exception):
+            if self._outcome.done():
                 self.settle()
+            elif limit:
+                reason = f"it was not on disk {limit:,.0f} s after the fault that ends the run"
+                t.events.record("save_failed", step=save.step, reason=reason)
+                t.console.note(f"NOT SAVED, {save.path}: {reason}", important=True)
 
     def close(self) -> None:
         """Waits for the threads, of a save at most CLOSE_SECONDS: a process must not end while one of them is
@@ -221,7 +234,8 @@ class Saves:
 def _broken(error: BaseException) -> BaseException | None:
     """The broken connection behind an error of a save, which ends the run; None: there is none behind it."""
     cause = error.__cause__
-    return cause if isinstance(error, RunFault) and isinstance(cause, RuntimeError) else None
+    is_broken = isinstance(error, RunFault) and cause is not None and is_broken_connection(cause)
+    return cause if is_broken else None
 
 
 def checkpoint_state(t: Trainer) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -27,8 +28,9 @@ MAX_MESSAGE = 2000
 """Characters of an error that are sent to other processes."""
 SHOWN = 8
 """Ranks that a message names at most."""
-
-
+_OF_CONNECTIONS = re.compile("(?i)gloo|nccl|connection|pair closure|broken pipe|socket|timed? ?out")
+"""In what gloo says: "[.../third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer", and
+at each call after that "Application timeout caused pair closure"."""
 AGAIN = "Run the same command again: it continues from the newest checkpoint, if there is one"
 
 
@@ -93,13 +95,13 @@ class RollCall:
     def _cause(self, error: BaseException) -> BaseException:
         try:
             report = to_report(error)
-            short = {"message": report["message"][:MAX_MESSAGE], "broken": _is_broken(error)}
+            short = {"message": report["message"][:MAX_MESSAGE], "broken": is_broken_connection(error)}
             hosts = {"hosts": hosts_behind(error)}
             self._store.set(f"end/{self._rank}", json.dumps(report | short | hosts))
             self._store.set("ended", "")
-            return self._behind() or error if _is_broken(error) else error
+            return self._behind() or error if is_broken_connection(error) else error
         except RuntimeError:
-            if self._rank == 0 or not _is_broken(error):
+            if self._rank == 0 or not is_broken_connection(error):
                 return error
             self.absent = self.gone = {0}
             return self._explained() or RunFault(
@@ -165,6 +167,11 @@ def hosts_behind(error: BaseException) -> Sequence[str]:
     return error.hosts if isinstance(error, RunFault) else ()
 
 
-def _is_broken(error: BaseException) -> bool:
-    """Whether an error may be no more than that another process has gone."""
-    return type(error) is RuntimeError or isinstance(error, dist.DistError)
+def is_broken_connection(error: BaseException) -> bool:
+    """Whether an error may be no more than that another process has gone, or did not answer in time.
+
+    gloo raises plain RuntimeErrors, as other things do that fail in one process: only their text tells.
+    """
+    if isinstance(error, dist.DistError):
+        return True
+    return type(error) is RuntimeError and _OF_CONNECTIONS.search(str(error)) is not None

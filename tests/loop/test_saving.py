@@ -115,14 +115,19 @@ def test_a_save_that_is_not_over_is_waited_for_by_the_next_one(
 
 def opens_when_waited_for(monkeypatch: pytest.MonkeyPatch, gate: Gate) -> None:
     """Lets a save be written once the thread that trains waits for it."""
-    settle = saving.Saves.settle
+    settle, wait = saving.Saves.settle, saving.wait
 
     def opening(saves: saving.Saves) -> None:
         if saves.in_flight:
             gate.open.set()
         settle(saves)
 
+    def waiting(*arguments: Any) -> Any:  # after a fault, as long as that may take
+        gate.open.set()
+        return wait(*arguments)
+
     monkeypatch.setattr(saving.Saves, "settle", opening)
+    monkeypatch.setattr(saving, "wait", waiting)
 
 
 def test_a_stop_waits_for_it_and_saves_what_came_after(
@@ -144,6 +149,53 @@ def test_a_fault_waits_for_it(project: Path, monkeypatch: pytest.MonkeyPatch, ga
     assert train(*FEW) == 1
     (fault,) = recorded("fault")
     assert saved() == [2] and (fault["saved_step"], fault["lost_steps"]) == (2, 1)
+
+
+def test_a_fault_does_not_wait_for_a_disk_that_hangs(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    over = threading.Event()
+
+    def hanging(*arguments: Any, **named: Any) -> Path:
+        over.wait(HANG)
+        raise RunFault("the disk is gone")
+
+    def broken() -> None:
+        raise RunFault("a step is broken")
+
+    monkeypatch.setattr(saving, "write_and_commit", hanging)
+    monkeypatch.setattr(saving, "SETTLE_SECONDS", 0.1)
+    monkeypatch.setattr(saving, "CLOSE_SECONDS", 0.1)
+    at_step(monkeypatch, 4, broken)
+    assert train(*FEW) == 1
+    over.set()
+    assert [(row["step"], row["reason"]) for row in recorded("save_failed")] == [
+        (2, "it was not on disk 0 s after the fault that ends the run")
+    ]
+    (fault,) = recorded("fault")
+    assert (fault["saved_step"], fault["lost_steps"]) == (None, 3)
+    assert "NOT SAVED, runs/tiny/checkpoints/step-00000002: it was not on disk" in capsys.readouterr().out
+
+
+def test_only_a_broken_connection_behind_a_failed_save_ends_the_run(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a save says of it hides what gloo said, which the ranks need to find out who has gone."""
+    closed = RuntimeError("[/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer")
+    for cause, code in ((RuntimeError("a tensor has another shape"), 0), (closed, 1)):
+
+        def failing(*arguments: Any, cause: Exception = cause, **named: Any) -> Path:
+            raise RunFault("cannot be saved") from cause
+
+        monkeypatch.setattr(saving, "write_and_commit", failing)
+        settings = [f"run.name=run-{code}", "train.max_steps=3", "checkpoint.every_steps=2", BACKGROUND]
+        if code:
+            with pytest.raises(RuntimeError, match="Connection closed by peer"):
+                train(*settings)
+        else:
+            assert train(*settings) == 1, "the save at the end must be there"
+        failed = [row["step"] for row in recorded("save_failed", Path(f"runs/run-{code}"))]
+        assert failed == ([] if code else [2])
 
 
 @pytest.mark.drill(

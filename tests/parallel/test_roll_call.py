@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from llmkit.errors import RunFault, UserError
 from llmkit.parallel import roll_call
-from llmkit.parallel.roll_call import Explanation, RollCall
+from llmkit.parallel.roll_call import Explanation, RollCall, is_broken_connection
 from tests.limits import HANG
 
 BROKEN = "Connection closed by peer"
@@ -83,6 +84,28 @@ def test_a_broken_connection_is_explained_by_the_rank_that_failed(ranks, error, 
         assert str(cause) == f"rank 1 ({HERE}): {message}"
         assert other.absent == {1}
         assert other.cause(broken) is cause and other.cause(cause) is cause
+
+
+def test_an_error_of_one_rank_that_is_none_of_a_connection_explains_those_of_the_others(ranks):
+    """Of the same type as those that gloo raises: as PyTorch's, or of a process that tokenizes."""
+    _, (first, second) = ranks(2)
+    error = RuntimeError("shape '[2, 3]' is invalid for input of size 5")
+    assert second.cause(error) is error
+    cause = first.cause(RuntimeError(BROKEN))
+    assert str(cause).startswith(f"rank 1 ({HERE}): RuntimeError: shape '[2, 3]' is invalid")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 3000ms for recv",
+        "Application timeout caused pair closure",
+        "NCCL communicator was aborted on rank 1",
+    ],
+)
+def test_what_gloo_and_nccl_say_is_of_a_connection(text: str) -> None:
+    assert is_broken_connection(RuntimeError(text)) and not is_broken_connection(MemoryError(text))
+    assert is_broken_connection(dist.DistBackendError("any"))
 
 
 def test_who_does_not_answer_is_gone_and_who_is_blocked_is_not(ranks, monkeypatch):
