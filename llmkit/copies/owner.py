@@ -139,11 +139,13 @@ def claimed(found: CopyOwner | None, known: Known, command: str, store: Store) -
 class Known:
     """What a run folder knows of its copies, in `copies/state.json`. run: random name of the run. start: the
     newest start that is known to claim them, or to have claimed them. owner: of that start; None where it is
-    not known."""
+    not known. is_copy: the folder is a copy of the one that has claimed them (by its inode), as `cp -r` makes
+    it: that one may still be at work."""
 
     run: str
     start: int
     owner: Owner | None = None
+    is_copy: bool = False
 
     def covers(self, found: CopyOwner) -> bool:
         """Whether a start of the same run is known here: no other run folder has gone on since.
@@ -160,7 +162,11 @@ class Known:
         try:
             content = json.loads(path.read_bytes())
             owner = content.get("owner")
-            found = cls(content["run"], content["start"], None if owner is None else Owner.from_json(owner))
+            inode = os.stat(path.parent).st_ino
+            found = cls(
+                content["run"], content["start"], None if owner is None else Owner.from_json(owner),
+                is_copy=content.get("folder", inode) != inode,
+            )  # fmt: skip
             if type(found.run) is str and type(found.start) is int:
                 return found
         except FileNotFoundError:
@@ -174,9 +180,9 @@ class Known:
         owner = None if self.owner is None else self.owner.to_json()
         try:
             (folder / "copies").mkdir(parents=True, exist_ok=True)
-            write_json(
-                folder / "copies" / "state.json", {"run": self.run, "start": self.start, "owner": owner}
-            )
+            inode = os.stat(folder / "copies").st_ino
+            content = {"run": self.run, "start": self.start, "owner": owner, "folder": inode}
+            write_json(folder / "copies" / "state.json", content)
             sync_folder(folder / "copies")
         except OSError as error:
             raise RunFault(f"cannot write {folder / 'copies'}: {error.strerror}") from error

@@ -70,9 +70,11 @@ def _ask(url: str, launch: Launch, folder: RunFolder, note: Callable[[str], None
                 "choose another checkpoint.copy_to or run.name"
             )
         complete = there.complete if there is not None else []
-        if is_new := found is not None and (known is None or not known.covers(found)):
+        is_new = known is None or (found is not None and not known.covers(found))
+        is_copy = known is not None and known.is_copy
+        if found is not None and (is_new or is_copy):
             owner.require_free(store, found, launch.environment, note)
-            if here and complete and complete[-1].name > here[-1].name:
+            if is_new and here and complete and complete[-1].name > here[-1].name:
                 raise UserError(
                     f"{store} has {complete[-1].name} of a later start of this run, and {folder.path} only "
                     f"{here[-1].name}: move that folder away to go on from the copy, or choose another "
@@ -86,7 +88,7 @@ def _ask(url: str, launch: Launch, folder: RunFolder, note: Callable[[str], None
             f"{store} (checkpoint.copy_to) cannot be asked whether it has copies of this run ({error}): "
             "mend that, or set checkpoint.copy_to=null to begin anew without"
         ) from error
-    if known is None or is_new:
+    if known is None or is_new or is_copy:
         Known(run, start, None if found is None else found.owner).write(folder.path)
     if here or there is None or not complete:
         return ""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,6 +106,11 @@ def test_what_a_folder_knows_is_read(tmp_path: Path) -> None:
     for known in (Known("r", 4, HERE), Known("r", 5)):
         known.write(tmp_path)
         assert Known.read(tmp_path) == known
+    Known("r", 4).write(tmp_path)
+    assert Known.read(tmp_path) == Known("r", 4)
+    (tmp_path / "copies").rename(tmp_path / "old")
+    shutil.copytree(tmp_path / "old", tmp_path / "copies")
+    assert Known.read(tmp_path) == Known("r", 4, is_copy=True)
     for damaged in ("", "[]", '{"run": "r"}', '{"run": 1, "start": 3}'):
         (tmp_path / "copies/state.json").write_text(damaged)
         with pytest.raises(UserError, match=r"state\.json: is damaged"):

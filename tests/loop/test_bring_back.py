@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from llmkit.cli import main
 from llmkit.config.load import load
 from llmkit.copies import copier, owner
 from llmkit.copies.place import url_of
@@ -144,9 +145,22 @@ def test_a_living_owner_keeps_the_run(
     assert found is not None
     me = owner.Owner.of_this_process("llmkit train tiny.yaml", {})
     owner.write(store, replace(found, owner=me, ended=False))
+    shutil.copytree("runs", "copied")
     shutil.move("runs", "there")
     assert train(copy_to) == 2
     assert "which is alive, in another run folder" in capsys.readouterr().err
+    shutil.rmtree("runs")
+    shutil.move("copied", "runs")  # as `cp -r` of a run that is under way
+    more = "train.max_steps=14"
+    for command in (["train", "tiny.yaml", copy_to, more], ["checkpoint", "copy", "runs/tiny"]):
+        assert main(command) == 2
+        assert "which is alive, in another run folder" in capsys.readouterr().err
+    owner.write(store, replace(found, owner=me, ended=True))
+    assert train(copy_to, more) == 0
+    assert steps(f"{put_server.url}/tiny")[-1] == 14
+    shutil.move("runs", "elsewhere")
+    known = owner.Known.read(Path("elsewhere/tiny"))
+    assert known is not None and not known.is_copy, "the copies are that folder's now, wherever it is moved"
 
 
 def test_the_place_is_that_of_the_run(copying_project: Path) -> None:
