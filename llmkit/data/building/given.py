@@ -13,7 +13,7 @@ from llmkit.data.building.cache import Report, build_once, content_key
 from llmkit.data.shards.dataset import TokenDataset
 from llmkit.data.shards.format import read_index
 from llmkit.data.shards.megatron import MegatronReader
-from llmkit.data.shards.megatron_index import find_prefixes, read_head, with_suffix
+from llmkit.data.shards.megatron_index import MegatronIndex, find_prefixes, with_suffix
 from llmkit.data.shards.reader import ShardReader
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
@@ -31,7 +31,7 @@ def look_at(spec: schema.Source, name: str) -> None:
     """Raises UserError where there are no such tokens, whatever tokenizer made them; reads little."""
     if spec.type == "megatron":
         for prefix in find_prefixes(str(_path(spec))):
-            read_head(with_suffix(prefix, ".idx"))
+            MegatronIndex(with_suffix(prefix, ".idx"))
         return
     heldout = [] if spec.heldout_path is None else [Path(spec.heldout_path)]
     for folder in (_path(spec), *heldout):

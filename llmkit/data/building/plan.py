@@ -22,6 +22,7 @@ from llmkit.data.building.probe import check_sources, open_sources
 from llmkit.data.building.stats import BuildStats
 from llmkit.data.prepared import shown_size
 from llmkit.data.shards.format import stored_dtype, token_dtype
+from llmkit.data.sources.reader import SourceReader
 from llmkit.data.sources.unpacked import share_before, unpacked_bytes
 from llmkit.data.tokens.encode import RecordEncoder
 from llmkit.data.tokens.text_encoder import TIKTOKEN_AFTER
@@ -29,8 +30,8 @@ from llmkit.data.tokens.tokenizer import Tokenizer
 
 SAMPLE_TEXT = 4 << 20
 """Characters of a source that are tokenized to measure it; all of them where it has no more."""
-SAMPLE_UNITS = 16
-"""Units, evenly spread over a source, from whose beginnings they are taken."""
+SAMPLE_SPLITS = 16
+"""Splits, evenly spread over a source, from whose beginnings they are taken."""
 
 
 @dataclass(frozen=True)
@@ -133,64 +134,49 @@ def _plan_source(
     folder = builder.folder_of(source) if is_final else None
     if stored > TIKTOKEN_AFTER:
         encoder.tokenizer.enable_tiktoken()  # which happens by itself in a build
-    sample = _sample(source, encoder)
-    stats, share = sample.stats, sample.share or 1.0
+    reader = source.reader(min(part_bytes_of(source.files), SAMPLE_TEXT))
+    stats, read, seconds = _measure(reader, encoder)
+    size = sum(split.size for split in reader.splits)
+    share = min(1.0, read / size) if read else 1.0
     item = stored_dtype(token_dtype(encoder.tokenizer.vocab_size)).itemsize
-    tokens, documents = round(sample.tokens / share), round(sample.documents / share)
+    tokens, documents = round(stats.tokens / share), round(stats.documents / share)
     masks = 0 if source.spec.record == "text" else tokens // 8
     return dataclasses.replace(
         plan,
         folder=None if folder is None else str(folder),
         is_built=folder is not None and folder.exists(),
-        unpacked_bytes=sample.unpacked_bytes,
+        unpacked_bytes=unpacked_bytes(reader),
         text_bytes=round(stats.text_bytes / share),
         documents=documents,
-        left_out=round((stats.candidates - sample.documents) / share),
+        left_out=round((stats.candidates - stats.documents) / share),
         tokens=tokens,
         disk_bytes=tokens * item + 8 * documents + masks,
-        seconds=round(sample.seconds / share / (workers if sample.units_bytes >= SMALL else 1), 2),
+        seconds=round(seconds / share / (workers if size >= SMALL else 1), 2),
         sampled=share,
     )
 
 
-@dataclass
-class _Sample:
-    """What was measured. share: of the source. units_bytes: of all its units. seconds: of one process."""
-
-    stats: BuildStats
-    documents: int = 0
-    tokens: int = 1
-    share: float = 0.0
-    unpacked_bytes: int = 0
-    units_bytes: int = 0
-    seconds: float = 0.0
-
-
-def _sample(source: OpenedSource, encoder: RecordEncoder) -> _Sample:
-    reader = source.reader(min(part_bytes_of(source.files), SAMPLE_TEXT))
-    sample = _Sample(BuildStats(), unpacked_bytes=unpacked_bytes(reader))
-    sample.units_bytes = sum(unit.size for unit in reader.splits)
-    chosen = min(SAMPLE_UNITS, len(reader.splits))
-    batch = TokenizeBatch(reader, encoder, sample.stats, threads=False)
-    read = 0.0
-    for unit in (k * len(reader.splits) // chosen for k in range(chosen)):
-        if batch.text >= SAMPLE_TEXT:  # a unit of which a share would tell nothing was read whole
+def _measure(reader: SourceReader, encoder: RecordEncoder) -> tuple[BuildStats, float, float]:
+    """What a sample of a source has, its size in the bytes of the splits, and the seconds that it took."""
+    stats, read, began = BuildStats(tokens=1), 0.0, time.perf_counter()
+    batch = TokenizeBatch(reader, encoder, stats, threads=False)
+    chosen = min(SAMPLE_SPLITS, len(reader.splits))
+    for split in (k * len(reader.splits) // chosen for k in range(chosen)):
+        if batch.text >= SAMPLE_TEXT:  # a split of which a share would tell nothing was read whole
             break
-        began, budget, share = time.perf_counter(), batch.text + SAMPLE_TEXT // chosen, None
-        for candidate in reader.read(unit):
+        budget, share = batch.text + SAMPLE_TEXT // chosen, None
+        for record in reader.read(split):
             if batch.text + batch.size >= budget:
-                share = share_before(reader, unit, candidate)
+                share = share_before(reader, split, record)
                 if share is not None:
                     break
-            batch.add(candidate, unit, heldout=False)
-            sample.stats.candidates += 1
+            batch.add(record, split, heldout=False)
+            stats.candidates += 1
         for document, _ in batch.encode():
-            sample.documents += 1
-            sample.tokens += document.tokens.size + 1
-        sample.seconds += time.perf_counter() - began
-        read += (1.0 if share is None else share) * reader.splits[unit].size
-    sample.share = min(1.0, read / max(1, sample.units_bytes))
-    return sample
+            stats.documents += 1
+            stats.tokens += document.tokens.size + 1
+        read += (1.0 if share is None else share) * reader.splits[split].size
+    return stats, read, time.perf_counter() - began
 
 
 def plan_lines(plan: BuildPlan) -> Iterator[str]:

@@ -10,7 +10,7 @@ from xxhash import xxh64_hexdigest
 from llmkit.data.shards.arrays import TokenArray
 from llmkit.data.shards.dataset import TokenDataset
 from llmkit.data.shards.format import BLOCK_BYTES
-from llmkit.data.shards.megatron_index import REMEDY, MegatronIndex, find_prefixes, read_index, with_suffix
+from llmkit.data.shards.megatron_index import REMEDY, MegatronIndex, find_prefixes, with_suffix
 from llmkit.data.shards.mmap_file import MappedFile
 from llmkit.errors import UserError
 
@@ -32,7 +32,7 @@ class MegatronReader(TokenDataset):
     def __init__(self, path: Path, vocab_size: int, end_of_text_id: int) -> None:
         prefixes = find_prefixes(str(path))
         self._end_of_text = end_of_text_id
-        self._indices = [read_index(with_suffix(prefix, ".idx")) for prefix in prefixes]
+        self._indices = [MegatronIndex(with_suffix(prefix, ".idx")).read() for prefix in prefixes]
         paths = [with_suffix(prefix, ".bin") for prefix in prefixes]
         types = {index.dtype for index in self._indices}
         if len(types) > 1:

@@ -13,7 +13,7 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Self
 
 import numpy as np
 from xxhash import xxh64
@@ -60,113 +60,92 @@ def with_suffix(prefix: Path, suffix: str) -> Path:
     return prefix.with_name(prefix.name + suffix)
 
 
-class MegatronIndex(NamedTuple):
-    """What an index file says; tokens: of all its sequences, documents: their number, digest: its content."""
+class MegatronIndex:
+    """An index file, whose beginning and size are checked here; raises UserError.
 
-    path: Path
-    dtype: np.dtype
-    sequences: int
-    documents: int
+    dtype: of the ids. sequences, documents: their numbers. Set by `read`: tokens of all sequences, and
+    digest, a hash of the content.
+    """
+
     tokens: int
     digest: str
 
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            size = path.stat().st_size
+            with path.open("rb") as file:
+                self._head = file.read(HEADER.size)
+        except OSError as error:
+            raise cannot_read(path, error) from error
+        if len(self._head) < HEADER.size or not self._head.startswith(MAGIC):
+            raise UserError(f"{path}: is no index of Megatron-LM (it does not begin with MMIDIDX)")
+        _, version, code, self.sequences, count = HEADER.unpack(self._head)
+        if version != 1:
+            raise UserError(f"{path}: version {version}, this llmkit reads 1")
+        if code not in ID_TYPES:
+            allowed = ", ".join(f"{code} ({np.dtype(name).name})" for code, name in ID_TYPES.items())
+            raise UserError(f"{path}: type code {code}, ids may have {allowed}")
+        self.dtype, self.documents = np.dtype(ID_TYPES[code]), max(count - 1, 0)
+        self._pointers = HEADER.size + 4 * self.sequences
+        self._bounds = self._pointers + 8 * self.sequences
+        self._size = self._bounds + 8 * count
+        if size != self._size:
+            raise UserError(
+                f"{path}: {size} bytes, its {self.sequences} sequences and {self.documents} documents take "
+                f"{self._size}; the file was cut, or it holds more than text; {REMEDY}"
+            )
+
+    def read(self) -> Self:
+        """Reads and checks all of it: sequences lie one after the other, documents are all of them in order.
+
+        Raises UserError.
+        """
+        digest, tokens, last = xxh64(self._head), 0, 0
+        lengths = self._chunks(HEADER.size, self.sequences, "<i4")
+        pointers = self._chunks(self._pointers, self.sequences, "<i8")
+        for some, begins in zip(lengths, pointers, strict=True):
+            ends = tokens + np.cumsum(some, dtype=np.int64)
+            if some.min() < 0 or (begins != (ends - some) * self.dtype.itemsize).any():
+                raise self._wrong("its sequences do not lie one after the other")
+            tokens = int(ends[-1])
+        for bounds in self._chunks(self._bounds, (self._size - self._bounds) // 8, "<i8"):
+            if bounds[0] < last or (np.diff(bounds) < 0).any():
+                raise self._wrong("its documents are not in order")
+            last = int(bounds[-1])
+        if not self.documents or last != self.sequences or self._read(self._bounds, 1, "<i8")[0] != 0:
+            raise self._wrong(f"its documents are not all of its {self.sequences} sequences")
+        if tokens == 0:
+            raise self._wrong("holds no tokens")
+        for chunk in self._chunks(HEADER.size, self._size - HEADER.size, "u1"):
+            digest.update(chunk.data)
+        self.tokens, self.digest = tokens, digest.hexdigest()
+        return self
+
     def document_ends(self) -> Iterator[np.ndarray]:
         """The token after the last one of each document, in order; (count,) int64 each."""
-        base = HEADER.size + 12 * self.sequences
-        for bounds in _chunks(self.path, base + 8, self.documents, "<i8", DOCUMENTS_AT_ONCE):
+        for bounds in self._chunks(self._bounds + 8, self.documents, "<i8", DOCUMENTS_AT_ONCE):
             first, last = int(bounds[0]), int(bounds[-1])
             count = min(last + 1, self.sequences) - first
-            pointers = HEADER.size + 4 * self.sequences + 8 * first
-            begins = _read(self.path, pointers, count, "<i8") // self.dtype.itemsize
+            begins = self._read(self._pointers + 8 * first, count, "<i8") // self.dtype.itemsize
             yield np.append(begins, self.tokens)[bounds - first]
 
+    def _read(self, offset: int, count: int, dtype: str) -> np.ndarray:
+        """`count` values from byte `offset` on."""
+        try:
+            values = np.fromfile(self.path, dtype=dtype, count=count, offset=offset)
+        except OSError as error:
+            raise cannot_read(self.path, error) from error
+        if values.size != count:
+            raise self._wrong("ends too early, it was cut")
+        return values
 
-def _read(path: Path, offset: int, count: int, dtype: str) -> np.ndarray:
-    """`count` values of a file from byte `offset` on."""
-    try:
-        values = np.fromfile(path, dtype=dtype, count=count, offset=offset)
-    except OSError as error:
-        raise cannot_read(path, error) from error
-    if values.size != count:
-        raise UserError(f"{path}: ends too early, it was cut; {REMEDY}")
-    return values
+    def _chunks(
+        self, offset: int, count: int, dtype: str, at_once: int = VALUES_AT_ONCE
+    ) -> Iterator[np.ndarray]:
+        """The same, in chunks of `at_once`."""
+        for first in range(0, count, at_once):
+            yield self._read(offset + first * np.dtype(dtype).itemsize, min(at_once, count - first), dtype)
 
-
-def _chunks(
-    path: Path, offset: int, count: int, dtype: str, at_once: int = VALUES_AT_ONCE
-) -> Iterator[np.ndarray]:
-    """The same, in chunks of `at_once`."""
-    size = np.dtype(dtype).itemsize
-    for first in range(0, count, at_once):
-        yield _read(path, offset + first * size, min(at_once, count - first), dtype)
-
-
-class Head(NamedTuple):
-    """The beginning of an index file. bounds: how many values bound the documents. raw: its bytes."""
-
-    dtype: np.dtype
-    sequences: int
-    bounds: int
-    raw: bytes
-
-
-def read_head(path: Path) -> Head:
-    """Read and check the beginning of an index file, and its size; raises UserError."""
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            head = file.read(HEADER.size)
-    except OSError as error:
-        raise cannot_read(path, error) from error
-    if len(head) < HEADER.size or not head.startswith(MAGIC):
-        raise UserError(f"{path}: is no index of Megatron-LM (it does not begin with MMIDIDX)")
-    _, version, code, sequences, bounds = HEADER.unpack(head)
-    if version != 1:
-        raise UserError(f"{path}: version {version}, this llmkit reads 1")
-    if code not in ID_TYPES:
-        allowed = ", ".join(f"{code} ({np.dtype(name).name})" for code, name in ID_TYPES.items())
-        raise UserError(f"{path}: type code {code}, ids may have {allowed}")
-    expected = HEADER.size + 12 * sequences + 8 * bounds
-    if size != expected:
-        raise UserError(
-            f"{path}: {size} bytes, its {sequences} sequences and {max(bounds - 1, 0)} documents take "
-            f"{expected}; the file was cut, or it holds more than text; {REMEDY}"
-        )
-    return Head(np.dtype(ID_TYPES[code]), sequences, bounds, head)
-
-
-def read_index(path: Path) -> MegatronIndex:
-    """Read and check an index file, all of it, in chunks; raises UserError."""
-    dtype, sequences, bounds, head = read_head(path)
-    tokens = _check_sequences(path, sequences, dtype.itemsize)
-    _check_documents(path, sequences, bounds)
-    if tokens == 0:
-        raise UserError(f"{path}: holds no tokens; {REMEDY}")
-    digest = xxh64(head)
-    for chunk in _chunks(path, HEADER.size, 12 * sequences + 8 * bounds, "u1"):
-        digest.update(chunk.data)
-    return MegatronIndex(path, dtype, sequences, bounds - 1, tokens, digest.hexdigest())
-
-
-def _check_sequences(path: Path, sequences: int, item: int) -> int:
-    """Check that the sequences lie one after the other; returns their tokens."""
-    tokens = 0
-    lengths = _chunks(path, HEADER.size, sequences, "<i4")
-    pointers = _chunks(path, HEADER.size + 4 * sequences, sequences, "<i8")
-    for some, begins in zip(lengths, pointers, strict=True):
-        ends = tokens + np.cumsum(some, dtype=np.int64)
-        if some.min() < 0 or (begins != (ends - some) * item).any():
-            raise UserError(f"{path}: its sequences do not lie one after the other; {REMEDY}")
-        tokens = int(ends[-1])
-    return tokens
-
-
-def _check_documents(path: Path, sequences: int, bounds: int) -> None:
-    """Check that the documents are all sequences in order."""
-    first, last = -1, 0
-    for chunk in _chunks(path, HEADER.size + 12 * sequences, bounds, "<i8"):
-        if chunk[0] < last or (np.diff(chunk) < 0).any():
-            raise UserError(f"{path}: its documents are not in order; {REMEDY}")
-        first, last = int(chunk[0]) if first < 0 else first, int(chunk[-1])
-    if bounds < 2 or first != 0 or last != sequences:
-        raise UserError(f"{path}: its documents are not all of its {sequences} sequences; {REMEDY}")
+    def _wrong(self, what: str) -> UserError:
+        return UserError(f"{self.path}: {what}; {REMEDY}")
