@@ -15,7 +15,6 @@ ELSEWHERE = {
     "copies/listing.py": "loop/test_copying.py",
     "copies/offer.py": "copies/test_copier.py",
     "copies/place.py": "loop/test_bring_back.py",
-    "copies/process.py": "copies/test_copier.py",
     "cluster/check.py": "cluster/test_submit.py",
     "cluster/options.py": "cluster/test_submit.py",
     "cluster/request.py": "cluster/test_submit.py",

@@ -60,7 +60,8 @@ class Sender:
         owner.write(self.store, mine)
         owner.require_mine(self.store, mine)
         self._catalogue = there or self._catalogue
-        self._to_delete = set(self._catalogue.gone)  # which a start before may not have come to
+        # To which a start before may not have come.
+        self._to_delete = set(self._catalogue.gone) - self._catalogue.paths()
         self.mine = mine
 
     def has(self, name: str, files: Sequence[Stored]) -> bool:
