@@ -75,6 +75,7 @@ class Extractor:
     def __init__(self, spec: schema.Source, repair: bool) -> None:
         self._repair, self._repaired = repair, False
         self._fields, self._extras = tuple(fields_of(spec).values()), extras_of(spec)
+        self._labels = [f"field {field!r}" for field in self._fields]
         makers: dict[str, Callable[..., Record]] = {
             "text": self._text,
             "chat": self._chat,
@@ -152,10 +153,10 @@ class Extractor:
         return value
 
     def _strings(self, *values: Any) -> list[str]:
-        return [self._string(each, f"field {f!r}") for f, each in zip(self._fields, values, strict=True)]
+        return [self._string(*each) for each in zip(values, self._labels, strict=True)]
 
     def _text(self, value: Any) -> Text:
-        (text,) = self._strings(value)
+        text = self._string(value, self._labels[0])
         if not text or text.isspace():
             raise UnusableError(EMPTY, "there is no text")
         return Text(text)
@@ -240,7 +241,7 @@ class Extractor:
         return {key: self._string(message[key], f"{what}.{key}") for key in ("role", "content")}
 
     def _ids(self, value: Any, *beside: Any) -> Ids:
-        ids = integers(value, f"field {self._fields[0]!r}")
+        ids = integers(value, self._labels[0])
         ids, learned = learned_ids(ids, dict(zip(self._extras, beside, strict=True)))
         if not len(ids):
             raise UnusableError(EMPTY, "there are no ids")
