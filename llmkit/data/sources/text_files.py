@@ -37,12 +37,13 @@ def read_records(
         chunks = _without_first(_unpacked(file, form.compression), seek_hint)
     index = first if seek_hint else 0
     for offset, content in cut(chunks, form.separator, lambda offset: begin + offset > end):
-        if begin + offset > end:
+        at = begin + offset
+        if at > end:
             return
-        if start > 0 and begin + offset <= start:
+        if start > 0 and at <= start:
             continue  # begins in the split before
         if index >= first:
-            yield index, begin + offset, content
+            yield index, at, content
         index += 1
 
 
