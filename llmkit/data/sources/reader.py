@@ -33,20 +33,6 @@ class RawRecord(NamedTuple):
     record: Record | Skipped
     repaired: bool
 
-    @property
-    def mended(self) -> bool:
-        """Old name, until all callers have the new one."""
-        return self.repaired
-
-    @property
-    def hint(self) -> int:
-        """Old name, until all callers have the new one."""
-        return self.seek_hint
-
-
-Candidate = RawRecord
-"""Old name, until all callers have the new one."""
-
 
 class SkippedAt(NamedTuple):
     """A record that cannot be used. location: "file.jsonl:17", as in messages."""
@@ -70,15 +56,6 @@ class SourceReader:
     errors: Policy
     files: Sequence[File]
     splits: Sequence[Split]
-
-    @property
-    def units(self) -> Sequence[Split]:
-        """Old name, until all callers have the new one."""
-        return self.splits
-
-    def place(self, split: int, index: int) -> str:
-        """Old name, until all callers have the new one."""
-        return self.location(split, index)
 
     def read(self, split: int, first: int = 0, seek_hint: int = 0) -> Iterator[RawRecord]:
         """Records `first`, `first` + 1, ... of a split, in order.

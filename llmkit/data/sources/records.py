@@ -96,7 +96,3 @@ def skipped_summary(skipped: Counter[str]) -> str:
         parts.append(f"{total} document{'s' * (total > 1)} left out: {listed}")
     parts += [f"{skipped[what]} {what}" for what in used if skipped[what]]
     return "; ".join(parts)
-
-
-LeftOut, Pair, MENDED, left_out_summary = Skipped, PromptCompletion, REPAIRED, skipped_summary
-"""Old names, until all callers have the new ones."""

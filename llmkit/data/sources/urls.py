@@ -34,7 +34,3 @@ def redact_url(path: str) -> str:
 def redact_urls(text: str) -> str:
     """A text with each URL in it redacted."""
     return _URL_IN_TEXT.sub(lambda match: redact_url(match[0]), text)
-
-
-shown = redact_url
-"""Old name, until all callers have the new one."""
