@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,26 @@ def at_step(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], obje
     monkeypatch.setattr(NativeEngine, "train_step", counted)
 
 
+def once(
+    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, act: Callable[[], object], call: int = 1
+) -> None:
+    """Calls `act` before the call number `call` of a function, of which nothing else changes."""
+    function, calls = getattr(owner, name), [0]
+
+    def wrapped(*arguments: Any, **named: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == call:
+            act()
+        return function(*arguments, **named)
+
+    monkeypatch.setattr(owner, name, wrapped)
+
+
+def end(number: int = signal.SIGTERM) -> None:
+    """Sends this process a signal."""
+    os.kill(os.getpid(), number)
+
+
 def rows(folder: Path) -> list[dict[str, Any]]:
     """metrics.jsonl of a run folder."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -139,6 +160,12 @@ def recorded(event: str, folder: Path = Path("runs/tiny")) -> list[dict[str, Any
     """The events of one kind in events.jsonl."""
     lines = map(json.loads, (folder / "events.jsonl").read_text().splitlines())
     return [row for row in lines if row["event"] == event]
+
+
+def last_event(folder: Path = Path("runs/tiny")) -> dict[str, Any]:
+    """The last line of events.jsonl."""
+    event: dict[str, Any] = json.loads((folder / "events.jsonl").read_text().splitlines()[-1])
+    return event
 
 
 TIMELESS = (

@@ -77,13 +77,14 @@ def momentum_factor(step: int, optimizer: Optimizer) -> float:
 
 
 def ema_share(step: int, config: Config) -> float:
-    """Share of the new weights in their moving average after the update that makes step `step` (1 = the
-    first): 1 - min(decay, (1 + n) / (10 + n)) in the n-th update of the average, as in TensorFlow's
-    tf.train.ExponentialMovingAverage. So the average spans about the last tenth of the updates until `decay`
-    lets it span no more. 0.0 in steps without an update.
+    """The share s (0 to 1, no unit) of the new weights in their moving average, which becomes
+    (1 - s) average + s weights, after the update that makes step `step` (1 = the first); 0.0 in steps that
+    leave the average as it is.
 
-    A half-life in tokens is a decay to the power of the tokens of a step (Busbridge et al. 2023, "How to
-    scale your EMA"); several steps between two updates are a power likewise.
+    s = 1 - min(decay ** every_steps, (1 + n) / (10 + n)) in the n-th update of the average, as in
+    TensorFlow's tf.train.ExponentialMovingAverage: it spans about the last tenth of its updates until
+    `decay`, of one step, lets it span no more. `half_life_tokens`, after which weights count half as much,
+    gives decay = 0.5 ** (tokens of a step / half_life_tokens) (Busbridge et al. 2023, How to scale your EMA).
     """
     ema = config.train.ema
     if not ema.on or step % ema.every_steps:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from llmkit.copies import catalogue
+from llmkit.copies.store import Store
 from tests.data.sources.s3_server import S3Server, tag
 from tests.data.sources.servers import WebServer
 from tests.limits import HANG
@@ -16,6 +18,12 @@ Trouble = Callable[[str, int, str], str | int | None]
 """Called with a request's method, its number among those that write, and its path; returns what to do instead
 of obeying: "stall" (takes nothing more), "drop", "lose" (says yes and keeps nothing), "flip" (keeps another
 bit), an HTTP status, or None."""
+
+
+def copied_steps(url: str) -> list[int]:
+    """The steps of the complete copies beneath a URL, ascending."""
+    found = catalogue.read(Store(url))
+    return [] if found is None else [each.step for each in found.complete]
 
 
 def body_of(handler: BaseHTTPRequestHandler) -> bytes:

@@ -21,7 +21,7 @@ from llmkit.copies.offer import Offer, Rule
 from llmkit.copies.sender import known_of
 from llmkit.copies.store import Store, Traffic
 from tests.copies.conftest import write_files
-from tests.copies.stores import PutServer
+from tests.copies.stores import PutServer, copied_steps
 from tests.copies.test_sender import name_of, save
 from tests.limits import HANG
 
@@ -68,11 +68,6 @@ def until(copies: Copier, event: str) -> Message:
     raise AssertionError((copies._folder / "logs/copies.log").read_text())
 
 
-def complete(url: str) -> list[int]:
-    found = catalogue.read(Store(url))
-    return [] if found is None else [each.step for each in found.complete]
-
-
 def test_it_copies_what_is_offered_and_the_end(run: Path, copier_of: Copies, tmp_path: Path) -> None:
     url = f"file://{tmp_path}/store"
     copies, said = copier_of(url), list[Message]()
@@ -86,7 +81,7 @@ def test_it_copies_what_is_offered_and_the_end(run: Path, copier_of: Copies, tmp
     (run / "DONE").write_bytes(b"now\n")
     assert copies.finish(said.append, lambda: False)
     assert [message["path"] for message in said if message.get("event") == "copied"] == [name_of(20)]
-    assert complete(url) == [10, 20]
+    assert copied_steps(url) == [10, 20]
     found, has = catalogue.read(Store(url)), owner.read(Store(url))
     assert found is not None and found.record is not None and has is not None and has.ended
     assert [file.name for file in found.record.files] == ["metrics.jsonl", "DONE"]
@@ -113,7 +108,7 @@ def test_of_copies_that_fall_behind_the_newest_is_made(run: Path, copier_of: Cop
     go_on.set()
     assert copies.finish(said.append, lambda: True)
     assert [message["path"] for message in said if "event" in message] == [name_of(10), name_of(30)]
-    assert complete(web.url) == [10, 30]
+    assert copied_steps(web.url) == [10, 30]
 
 
 @pytest.mark.parametrize(
@@ -141,7 +136,7 @@ def test_a_bad_store_costs_a_limited_time(
     again = copier_of(web.url)
     again.offer(copies.offered)
     assert again.finish(said.append, lambda: True)
-    assert complete(web.url) == [10]
+    assert copied_steps(web.url) == [10]
 
 
 def test_it_ends_with_the_trainer_and_goes_on_after_a_kill(
@@ -163,7 +158,7 @@ def test_it_ends_with_the_trainer_and_goes_on_after_a_kill(
     assert process.wait(HANG) == 3
     process.stdin = None
     copies._process = None
-    assert complete(url) == [10, 20]
+    assert copied_steps(url) == [10, 20]
     last = copier_of(url)
     last.offer(offer_of(run, 20))
     assert last.finish(said.append, lambda: True)
@@ -184,7 +179,7 @@ def test_a_start_that_lost_the_copies_says_so_once(
     copies.offer(offer_of(run, 30))
     assert not copies.finish(said.append, lambda: True)
     assert [message for message in said if "event" in message] == []
-    assert complete(web.url) == [10]
+    assert copied_steps(web.url) == [10]
 
 
 def test_it_needs_little_memory() -> None:

@@ -15,20 +15,13 @@ from llmkit.checkpoint.named import named
 from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.loop import evaluations
 from llmkit.loop.hook import Evaluation
-from tests.program import at_step, make_project, recorded, rows, train
+from tests.program import at_step, recorded, rows, train
 
 ROOT = Path("runs/tiny/checkpoints")
 KEEP = (
     "checkpoint.keep_best=true", "checkpoint.every_steps=5", "checkpoint.keep_last=1",
     "evaluate.every_steps=2", "checkpoint.background=false",
 )  # fmt: skip
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    make_project(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,17 +13,8 @@ from llmkit.config.load import load
 from llmkit.copies import copier, owner
 from llmkit.copies.place import url_of
 from llmkit.copies.store import Store
-from tests.copies.stores import PutServer
-from tests.loop.test_copying import events, steps
-from tests.program import at_step, train
-
-
-def rows() -> list[dict[str, object]]:
-    return [json.loads(line) for line in Path("runs/tiny/metrics.jsonl").read_text().splitlines()]
-
-
-def losses() -> list[object]:
-    return [row["loss"] for row in rows() if "loss" in row]
+from tests.copies.stores import PutServer, copied_steps
+from tests.program import at_step, losses, recorded, rows, train
 
 
 def test_an_empty_disk_goes_on_where_the_run_was(
@@ -35,7 +25,7 @@ def test_an_empty_disk_goes_on_where_the_run_was(
     """The losses are those of a run that nothing has happened to, and the record is one."""
     copy_to = f"checkpoint.copy_to={put_server.url}"
     assert train(copy_to) == 0
-    straight = losses()
+    straight = losses("tiny")
     shutil.rmtree("runs")
     put_server.files.clear()
 
@@ -44,18 +34,18 @@ def test_an_empty_disk_goes_on_where_the_run_was(
 
     at_step(monkeypatch, 7, stop)
     assert train(copy_to) == 75
-    assert steps(f"{put_server.url}/tiny")[-1] == 7
-    started = events("start")
+    assert copied_steps(f"{put_server.url}/tiny")[-1] == 7
+    started = recorded("start")
     shutil.move("runs", "lost")
     assert train(copy_to) == 0
-    assert losses() == straight
-    assert [row["step"] for row in events("fetched")] == [7]
-    assert events("start") == started and [row["step"] for row in events("resume")] == [7]
+    assert losses("tiny") == straight
+    assert [row["step"] for row in recorded("fetched")] == [7]
+    assert recorded("start") == started and [row["step"] for row in recorded("resume")] == [7]
     assert Path("runs/tiny/configs/start-0001.yaml").exists()
     assert [path.name for path in sorted(Path("runs/tiny/checkpoints").iterdir())] == [
         "step-00000007", "step-00000010", "step-00000012"
     ]  # fmt: skip
-    assert steps(f"{put_server.url}/tiny")[-1] == 12
+    assert copied_steps(f"{put_server.url}/tiny")[-1] == 12
     found = owner.read(Store(f"{put_server.url}/tiny"))
     assert found is not None and found.start == 2
     refused_where_others_go_on(put_server, copy_to)
@@ -68,7 +58,7 @@ def refused_where_others_go_on(put_server: PutServer, copy_to: str) -> None:
     assert train(copy_to, "train.max_steps=14") == 2
     shutil.rmtree("runs/tiny/copies")
     assert train(copy_to, "train.max_steps=14") == 2
-    assert steps(f"{put_server.url}/tiny")[-1] == 12
+    assert copied_steps(f"{put_server.url}/tiny")[-1] == 12
 
 
 def test_a_start_that_could_not_fetch_the_record_is_repeated_as_a_whole(
@@ -79,7 +69,7 @@ def test_a_start_that_could_not_fetch_the_record_is_repeated_as_a_whole(
     """A checkpoint without the record would go on as a run that has none."""
     copy_to = f"checkpoint.copy_to={put_server.url}"
     assert train(copy_to, "train.max_steps=6") == 0
-    before, started = rows(), events("start")
+    before, started = rows(Path("runs/tiny")), recorded("start")
     shutil.rmtree("runs")
     (path,) = (path for path in put_server.files if path.endswith("/metrics.jsonl"))
     content = put_server.files.pop(path)
@@ -87,7 +77,7 @@ def test_a_start_that_could_not_fetch_the_record_is_repeated_as_a_whole(
     assert "the record of the run cannot be fetched" in capsys.readouterr().err
     put_server.files[path] = content
     assert train(copy_to, "train.max_steps=6") == 0
-    assert rows() == before and events("start") == started
+    assert rows(Path("runs/tiny")) == before and recorded("start") == started
 
 
 def test_damaged_copies_are_passed_over(
@@ -102,9 +92,9 @@ def test_damaged_copies_are_passed_over(
     (path,) = (path for path in put_server.files if "step-00000012/pieces" in path)
     put_server.files[path] = bytes(100) + put_server.files[path][100:]
     assert train(copy_to, few) == 0
-    assert [row["step"] for row in events("fetched")] == [10]
+    assert [row["step"] for row in recorded("fetched")] == [10]
     assert "the copy of step-00000012 at" in capsys.readouterr().out
-    assert len(losses()) == 12
+    assert len(losses("tiny")) == 12
     assert not list(Path("runs/tiny/checkpoints").glob(".*"))
     shutil.rmtree("runs")
     for path in put_server.files:
@@ -157,7 +147,7 @@ def test_a_living_owner_keeps_the_run(
         assert "which is alive, in another run folder" in capsys.readouterr().err
     owner.write(store, replace(found, owner=me, ended=True))
     assert train(copy_to, more) == 0
-    assert steps(f"{put_server.url}/tiny")[-1] == 14
+    assert copied_steps(f"{put_server.url}/tiny")[-1] == 14
     shutil.move("runs", "elsewhere")
     known = owner.Known.read(Path("elsewhere/tiny"))
     assert known is not None and not known.is_copy, "the copies are that folder's now, wherever it is moved"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import time
 
@@ -13,26 +12,9 @@ from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.data.building import build_source, cached_tokenizer, parts
 from llmkit.model.initial import InitialWeights
 from tests.limits import HANG
-from tests.program import at_step, recorded, timeless, train
+from tests.program import at_step, end, once, recorded, timeless, train
 
 BPE = "data.tokenizer={type: bpe, vocab_size: 300}"
-
-
-def end(number: int = signal.SIGTERM) -> None:
-    os.kill(os.getpid(), number)
-
-
-def once(monkeypatch, owner, name: str, act, call: int = 1) -> None:
-    """Calls `act` before the call number `call` of a function, of which nothing else changes."""
-    function, calls = getattr(owner, name), [0]
-
-    def wrapped(*arguments, **named):
-        calls[0] += 1
-        if calls[0] == call:
-            act()
-        return function(*arguments, **named)
-
-    monkeypatch.setattr(owner, name, wrapped)
 
 
 PHASES = {

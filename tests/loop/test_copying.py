@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,26 +10,15 @@ import pytest
 from llmkit.checkpoint.keeping import Best, step_of, write_best
 from llmkit.checkpoint.read import load
 from llmkit.config.load import load as load_config
-from llmkit.copies import catalogue, copier
+from llmkit.copies import copier
 from llmkit.copies.copier import Copier
 from llmkit.copies.listing import files_of, offer_of
 from llmkit.copies.offer import Listed
 from llmkit.copies.outgoing import check
-from llmkit.copies.store import Store
 from llmkit.loop.copying import CopyHook
-from tests.copies.stores import PutServer, S3Store
+from tests.copies.stores import PutServer, S3Store, copied_steps
 from tests.limits import HANG
-from tests.program import train
-
-
-def events(name: str) -> list[dict[str, object]]:
-    rows = [json.loads(line) for line in Path("runs/tiny/events.jsonl").read_text().splitlines()]
-    return [row for row in rows if row["event"] == name]
-
-
-def steps(url: str) -> list[int]:
-    found = catalogue.read(Store(url))
-    return [] if found is None else [copy.step for copy in found.complete]
+from tests.program import recorded, train
 
 
 def test_a_listing_has_all_files_with_their_checksums(trained: Path) -> None:
@@ -46,11 +34,11 @@ def test_checkpoints_and_record_are_copied(
     copying_project: Path, put_server: PutServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(f"checkpoint.copy_to={put_server.url}/runs", "checkpoint.keep_last=2") == 0
-    assert steps(f"{put_server.url}/runs/tiny")[-1] == 12
-    for row in events("copied"):
+    assert copied_steps(f"{put_server.url}/runs/tiny")[-1] == 12
+    for row in recorded("copied"):
         assert row["path"] in ("step-00000005", "step-00000010", "step-00000012")
         assert row["to"] == f"{put_server.url}/runs/tiny"
-    assert events("copied")[-1]["step"] == 12 and not events("copy_failed")
+    assert recorded("copied")[-1]["step"] == 12 and not recorded("copy_failed")
     folder = copying_project / "again/step-00000012"
     for path, content in put_server.files.items():
         if "/checkpoints/step-00000012/" in path:
@@ -78,12 +66,12 @@ def test_a_bad_store_never_stops_training(
     assert text.count("training goes on") <= 1  # the first attempts are silent
     assert text.count("step-00000012 is not copied to") == 1
     assert "llmkit checkpoint copy runs/tiny" in text
-    assert len(events("save")) == 3 and events("done") and not events("copied")
+    assert len(recorded("save")) == 3 and recorded("done") and not recorded("copied")
     put_server.write_trouble = lambda method, number, path: None
     monkeypatch.setattr(copier, "END_SECONDS", HANG)
     assert train(f"checkpoint.copy_to={put_server.url}", "train.max_steps=13") == 0
-    assert [row["path"] for row in events("copied")][-1] == "step-00000013"
-    assert steps(f"{put_server.url}/tiny")[-1] == 13
+    assert [row["path"] for row in recorded("copied")][-1] == "step-00000013"
+    assert copied_steps(f"{put_server.url}/tiny")[-1] == 13
 
 
 def test_without_copies_what_a_killed_copy_left_goes(copying_project: Path) -> None:

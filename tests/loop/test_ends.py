@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import itertools
-import json
 import os
 import signal
 import sys
@@ -21,11 +20,7 @@ from llmkit.monitor.wandb_mirror import Mirror
 from llmkit.watchdog.watch import Watch
 from tests.loop.test_evaluate import STRAIGHT, during_evaluation
 from tests.monitor.test_background import fill
-from tests.program import at_step, timeless, train
-
-
-def last_event(folder):
-    return json.loads((folder / "events.jsonl").read_text().splitlines()[-1])
+from tests.program import at_step, last_event, timeless, train
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2])

@@ -7,8 +7,7 @@ import signal
 from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.loop import finish
 from llmkit.run_folder import RunFolder
-from tests.loop.test_build import end, once
-from tests.program import events, rows, train
+from tests.program import end, events, once, rows, train
 
 
 def test_a_finished_run_stays_as_it_is_until_it_gets_more_steps(project, capsys):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from llmkit.loop.hook_list import HookError
 from llmkit.loop.options import Options
 from llmkit.monitor.sink import Sink
 from llmkit.train import train
-from tests.program import events, recorded, rows, timeless
+from tests.program import events, last_event, recorded, rows, timeless
 
 RUN = Path("runs/tiny")
 
@@ -28,10 +27,6 @@ def fit(*hooks: Hook, overrides: tuple[str, ...] = (), sinks: tuple[Sink, ...] =
     """Exit code of a run with these hooks."""
     loaded = load("tiny.yaml", overrides)
     return train(loaded, Options(), started=time.monotonic(), environment={}, hooks=hooks, sinks=sinks)
-
-
-def last_event() -> dict[str, Any]:
-    return json.loads((RUN / "events.jsonl").read_text().splitlines()[-1])
 
 
 class Watch(Hook):

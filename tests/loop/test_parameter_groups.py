@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
 import torch
 
 from llmkit.checkpoint.format import folder_name
 from llmkit.checkpoint.read import Checkpoint
 from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.cli import main
-from tests.program import losses, make_project, recorded, train
+from tests.program import losses, recorded, train
 
 GROUPS = (
     "optimizer.groups=[{params: [embedding.weight], learning_rate: 0.03, betas: [0.8, 0.9], weight_decay: 0},"
@@ -22,13 +21,6 @@ GROUPS = (
 MUON = ("optimizer.name=muon", "optimizer.momentum_warmup_steps=8", GROUPS)
 EMBEDDING = "adamw, learning_rate 0.03, betas [0.8, 0.9], eps 1e-08, weight_decay 0.0: embedding.weight"
 DOWN = "blocks.0.mlp.down_proj.weight"
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch) -> Path:
-    make_project(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def at(step: int) -> Checkpoint:

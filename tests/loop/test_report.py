@@ -2,17 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 from llmkit.report import command
-from tests.program import at_step, events, make_project, train
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    make_project(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+from tests.program import at_step, events, train
 
 
 def test_a_run_that_is_stopped_or_done_leaves_its_page(project, monkeypatch, capsys):

@@ -13,17 +13,10 @@ import pytest
 from llmkit.cli import main
 from llmkit.loop.save_request import SaveRequest
 from tests.limits import HANG
-from tests.program import at_step, make_project, recorded, start_ranks, train
+from tests.program import at_step, recorded, start_ranks, train
 
 REQUEST = Path("runs/tiny/SAVE")
 FEW = ("train.max_steps=6", "checkpoint.every_steps=0")
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    make_project(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def saved() -> list[int]:

@@ -24,13 +24,6 @@ BACKGROUND = "checkpoint.background=true"
 FEW = ("train.max_steps=6", "checkpoint.every_steps=2", BACKGROUND)
 
 
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    make_project(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 LAYOUTS = {
     "muon": ["optimizer.name=muon"],
     "zero2": ["parallel.zero_stage=2"],

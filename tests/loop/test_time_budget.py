@@ -19,8 +19,7 @@ from llmkit.loop.state import TrainState
 from llmkit.loop.time_budget import TimeBudget, time_over
 from llmkit.train import train
 from tests.loop.rank_cases import Clock
-from tests.loop.test_trainer import records
-from tests.program import at_step, events, make_project, rows
+from tests.program import at_step, events, last_event, make_project, recorded, rows
 
 BUDGET = ["train.max_steps=null", "train.max_minutes=5", "evaluate.every_steps=0"]
 
@@ -72,7 +71,7 @@ def test_a_machine_that_changes_its_pace_gets_other_steps_and_the_schedule_its_e
     loaded = load("tiny.yaml", [*BUDGET, *settings])
     assert train(loaded, Options(), started=0.0, environment={}, hooks=[clock], clock=clock) == 0
     folder = project / "runs" / "tiny"
-    chosen = [event for event in records(folder) if event["event"] == "max_steps"]
+    chosen = recorded("max_steps", folder)
     assert (chosen[-1]["max_steps"] < chosen[0]["max_steps"]) == shorter
     noted = len(re.findall("^max_steps = ", capsys.readouterr().out, re.MULTILINE))
     assert 2 <= noted <= len(chosen) and (noted < len(chosen) or not shorter), "small changes have no line"
@@ -88,7 +87,7 @@ def test_a_run_that_has_lost_more_than_half_of_its_steps_is_stopped_instead(proj
     clock = Clock(1.0, later=(60, 4.0))
     loaded = load("tiny.yaml", [*BUDGET, "train.max_minutes=3"])
     assert train(loaded, Options(), started=0.0, environment={}, hooks=[clock], clock=clock) == 75
-    assert records(project / "runs" / "tiny")[-1]["reason"] == "train.max_minutes" and clock.now < 180.0
+    assert last_event()["reason"] == "train.max_minutes" and clock.now < 180.0
 
 
 class EndsAt30(Hook):
@@ -104,7 +103,7 @@ def test_the_end_that_a_hook_asks_for_stays_though_there_is_time_for_more(projec
     assert train(loaded, Options(), started=0.0, environment={}, hooks=[clock, EndsAt30()], clock=clock) == 0
     folder = project / "runs" / "tiny"
     assert clock.end == [30, 30]
-    ends = [event["max_steps"] for event in records(folder) if event["event"] == "max_steps"]
+    ends = [event["max_steps"] for event in recorded("max_steps", folder)]
     assert len(ends) == 2 and ends[0] > 100 and ends[1] == 30
     assert "max_steps = 30: a hook asks for it" in capsys.readouterr().out
 

@@ -26,7 +26,7 @@ from llmkit.monitor.goodput import LOST
 from llmkit.monitor.media import read_media
 from llmkit.train import train
 from tests.drills.test_world import free_ports
-from tests.program import at_step, events, make_project, recorded, rows
+from tests.program import at_step, events, last_event, make_project, recorded, rows
 from tests.program import train as train_tiny
 from tests.ranks import run_ranks
 
@@ -215,15 +215,7 @@ def test_what_is_recorded_does_not_depend_on_the_layout(
 
 
 def saved(run: Path) -> list[int]:
-    return [event["step"] for event in records(run) if event["event"] == "save"]
-
-
-def records(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
-
-
-def last_event(run: Path) -> dict[str, Any]:
-    return records(run)[-1]
+    return [event["step"] for event in recorded("save", run)]
 
 
 def test_saves_by_the_clock_of_rank_0(folder: Path, outcomes: dict[str, list[dict[str, Any]]]) -> None:
@@ -266,7 +258,7 @@ def test_a_machine_that_slows_down_shortens_the_run_on_both(
     run = folder / "runs" / "slower"
     assert (first["code"], second["code"]) == (0, 0)
     assert first["end"] == second["end"] and first["now"] < 120.0
-    chosen = [event["max_steps"] for event in records(run) if event["event"] == "max_steps"]
+    chosen = [event["max_steps"] for event in recorded("max_steps", run)]
     assert len(chosen) >= 2 and chosen[-1] == first["end"][0] < chosen[0]
 
 
