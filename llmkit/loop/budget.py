@@ -51,7 +51,7 @@ class Budget:
     ) -> None:
         self.deadline, self.heldout_tokens, self.evaluate_every = deadline, heldout_tokens, evaluate_every
         self.warmup_steps = warmup_steps
-        self.watch: Watch | None = None
+        self.watch: BudgetWatch | None = None
         """Of the plan, once there is one."""
         self._seen = 0
         self._times: list[float] = []
@@ -92,11 +92,11 @@ class Budget:
             raise UserError(
                 f"train.max_minutes is too short on this machine: a step takes {seconds:.2f} s, and {left}"
             )
-        self.watch = Watch(self.deadline, reserve, step, step + more, now, pause)
+        self.watch = BudgetWatch(self.deadline, reserve, step, step + more, now, pause)
         return StepPlan(step + more, seconds, reserve)
 
 
-class Watch:
+class BudgetWatch:
     """Looks now and then whether the steps that are left still fit into the time, and chooses their number
     anew where they do not: laptops get slower as they get warm, and other programs come and go.
 

@@ -8,7 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from llmkit.batch import Batch
-from llmkit.config.mistakes import listed
+from llmkit.loop.ranks import hosts_of, named_ranks
 from llmkit.loop.repeat import repeat
 from llmkit.loop.replicas import Sums, compare_copies, sum_copies
 from llmkit.monitor.spikes import Spike
@@ -64,11 +64,10 @@ class Checks:
         "" where it was that of all ranks."""
         if not self.bad_ranks:
             return "", []
-        hosts = sorted({self._t.hosts[rank] for rank in self.bad_ranks})
-        return self._whose(self.bad_ranks, len(self._t.hosts)), hosts
+        return self._whose(self.bad_ranks, len(self._t.hosts)), hosts_of(self.bad_ranks, self._t.hosts)
 
     def _record(self, event: str, step: int, ranks: list[int], what: str) -> None:
-        hosts = sorted({self._t.hosts[rank] for rank in ranks})
+        hosts = hosts_of(ranks, self._t.hosts)
         self._t.events.record(event, step=step, ranks=ranks[:SHOWN], hosts=hosts[:SHOWN])
         self._t.console.note(f"step {step}: the gradient was {what}")
         self._suspect(event)
@@ -76,7 +75,7 @@ class Checks:
     def _whose(self, ranks: list[int], of: int) -> str:
         if len(ranks) == of:
             return "on all ranks"
-        return f"on {listed([f'rank {rank} ({self._t.hosts[rank]})' for rank in ranks], SHOWN)}"
+        return f"on {named_ranks(ranks, self._t.hosts, SHOWN)}"
 
     def _suspect(self, reason: str) -> None:
         if self._t.state.step >= self._repeated + BETWEEN:

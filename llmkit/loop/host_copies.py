@@ -88,7 +88,7 @@ class HostCopies:
                 if most is not None and self._size > most:
                     raise MemoryError(f"this host has {show_bytes(most)} for each of its processes")
                 memory.allocate(rooms, pinned)
-            except (MemoryError, RuntimeError) as error:
+            except Exception as error:  # whatever it is: who waits for this must hear of it
                 self._outcome.set_exception(error)
             else:
                 self._outcome.set_result(None)

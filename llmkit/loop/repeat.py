@@ -16,6 +16,7 @@ from llmkit.batch import Batch
 from llmkit.config.mistakes import listed
 from llmkit.engine.fingerprint import Fingerprint
 from llmkit.errors import DisagreementError
+from llmkit.loop.ranks import hosts_of, named_ranks
 
 if TYPE_CHECKING:
     from llmkit.loop.trainer import Trainer
@@ -87,11 +88,11 @@ def repeat(t: Trainer, batch: Batch, reason: str, seed: Callable[[], None]) -> N
             t.note_once("kernels here are not deterministic: such checks find differences beyond rounding")
         return
     ranks, names = list(found), list(dict.fromkeys(name for each in found.values() for name in each))
-    hosts = sorted({t.hosts[rank] for rank in ranks})
+    hosts = hosts_of(ranks, t.hosts)
     t.events.record(
         "computation_differs", step=step, ranks=ranks, hosts=hosts, tensors=names[:SHOWN], reason=reason
     )
-    who = listed([f"rank {rank} ({t.hosts[rank]})" for rank in ranks], SHOWN)
+    who = named_ranks(ranks, t.hosts, SHOWN)
     raise DisagreementError(
         f"step {step}: {who} computed the same micro-batch again with another result "
         f"({listed(names, SHOWN)}): a faulty device or memory. Nothing since the newest checkpoint is saved; "

@@ -13,6 +13,7 @@ from llmkit.config.mistakes import listed
 from llmkit.engine.base import Engine
 from llmkit.engine.fingerprint import sum_of_bits
 from llmkit.errors import DisagreementError
+from llmkit.loop.ranks import hosts_of, named_ranks
 from llmkit.loop.scalars import Scalars
 from llmkit.parallel.mesh import Mesh
 
@@ -76,11 +77,11 @@ def compare_copies(t: Trainer, sums: Sums) -> None:
         return
     everything = [json.loads(text) for text in t.mesh.all_gather_text(json.dumps(own))]
     ranks, names, known = _odd_ones(wrong, everything)
-    hosts = sorted({t.hosts[rank] for rank in ranks})
+    hosts = hosts_of(ranks, t.hosts)
     t.events.record(
         "replicas_differ", step=sums.step, ranks=ranks, hosts=hosts, tensors=names[:SHOWN], found=known
     )
-    who = listed([f"rank {rank} ({t.hosts[rank]})" for rank in ranks], SHOWN)
+    who = named_ranks(ranks, t.hosts, SHOWN)
     what = listed(names, SHOWN)
     verb = "hold" if len(ranks) > 1 else "holds"
     text = (

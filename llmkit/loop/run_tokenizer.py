@@ -33,13 +33,13 @@ def tokenizer_of_run(checkpoint: Checkpoint, loaded: Loaded) -> Tokenizer:
         if difference.path.startswith(f"{SECTION}.")
     ]
     asked: Tokenizer | None = None
+    unlike = [difference for difference in changed if difference.path != f"{SECTION}.chat_template"]
     if spec.type == "init_from":
-        if unlike := [difference for difference in changed if difference.path != f"{SECTION}.chat_template"]:
+        if unlike:
             raise _refused(checkpoint, unlike, "")
     elif spec.type == "bpe":
         size = spec.vocab_size or BPE_VOCAB_SIZE
         before = settings_of(checkpoint).data.tokenizer
-        unlike = [difference for difference in changed if difference.path != f"{SECTION}.chat_template"]
         if before.type == "bpe" and (before.vocab_size or BPE_VOCAB_SIZE) == size:
             unlike = [difference for difference in unlike if difference.path != f"{SECTION}.vocab_size"]
         if unlike:

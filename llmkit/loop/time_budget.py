@@ -9,7 +9,7 @@ from llmkit.config.schema import Train
 from llmkit.data.curriculum import Shortage
 from llmkit.engine.base import StepResult
 from llmkit.loop import budget as times
-from llmkit.loop.budget import Budget, StepPlan, Watch
+from llmkit.loop.budget import Budget, BudgetWatch, StepPlan
 from llmkit.loop.hook import Hook, Request
 from llmkit.loop.state import TrainState
 
@@ -33,7 +33,7 @@ class TimeBudget(Hook):
         self._budget, self._is_open = budget, budget is not None
         self._plan: StepPlan | None = None
         """What was asked for, until it holds."""
-        self._watch: Watch | None = None
+        self._watch: BudgetWatch | None = None
         """Since the number of steps is chosen, while no other hook has set it; on rank 0."""
         self._asked: int | None = None
         """The number of steps that was asked for last."""

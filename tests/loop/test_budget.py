@@ -6,7 +6,7 @@ import pytest
 
 from llmkit.errors import UserError
 from llmkit.loop import budget
-from llmkit.loop.budget import Budget, StepPlan, Watch
+from llmkit.loop.budget import Budget, BudgetWatch, StepPlan
 
 
 def plan(times: list[float], deadline: float, heldout_tokens=0, evaluate_every=0, warmup_steps=0):
@@ -65,7 +65,7 @@ def watched(times: list[float], deadline: float, max_steps: int, pauses=0.0, sav
 
     pauses: seconds after every hundredth step.
     """
-    watch, now, paused = Watch(deadline, 10.0, 0, max_steps, 0.0, pauses / 100), 0.0, 0.0
+    watch, now, paused = BudgetWatch(deadline, 10.0, 0, max_steps, 0.0, pauses / 100), 0.0, 0.0
     for step, seconds in enumerate(times, start=1):
         now += seconds + paused
         if (found := watch.after_step(step, max_steps, now, paused, saves)) is not None:
@@ -93,7 +93,7 @@ def test_pauses_are_spread_over_all_steps():
     assert watched([1.0] * 330, 410.0, 330, pauses=20.0) is None
     step, plan = watched([1.0] * 380, 410.0, 380, pauses=20.0)
     assert step == 9 and plan.step_seconds == pytest.approx(1.2)
-    watch = Watch(410.0, 10.0, 0, 380, now=0.0)
+    watch = BudgetWatch(410.0, 10.0, 0, 380, now=0.0)
     assert watch.after_step(9, 380, 9.0) is None, "none is expected"
     plan = watch.after_step(18, 380, 28.0, paused=10.0)
     assert plan is not None and plan.step_seconds == pytest.approx(1.0 + 10.0 / 18)
@@ -109,7 +109,7 @@ def test_a_run_that_could_only_be_hurried_through_is_left_alone():
 
 def test_several_small_losses_of_time_add_up_to_a_large_one():
     """A machine that gets slower and slower: steps are given up until half of their number is left."""
-    watch, now, max_steps, plans = Watch(410.0, 10.0, 0, 390, now=0.0), 0.0, 390, 0
+    watch, now, max_steps, plans = BudgetWatch(410.0, 10.0, 0, 390, now=0.0), 0.0, 390, 0
     for step in range(1, 391):
         now += 1.0 + 0.02 * step
         if now > 400.0:
@@ -121,7 +121,7 @@ def test_several_small_losses_of_time_add_up_to_a_large_one():
 
 
 def test_faster_steps_become_no_more_than_the_data_last_for():
-    watch = Watch(410.0, 10.0, 0, 100, 0.0)
+    watch = BudgetWatch(410.0, 10.0, 0, 100, 0.0)
     plan = watch.after_step(9, 100, 9.0, most=150)
     assert plan is not None and plan.max_steps == 150
     assert watch.after_step(18, 150, 18.0, most=150) is None, "that is no other number"

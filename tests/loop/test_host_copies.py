@@ -68,9 +68,12 @@ def test_it_is_taken_after_two_steps_where_saves_are_expected(monkeypatch: pytes
     assert copies.memory() is None
 
 
-def test_memory_that_cannot_be_had_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [RuntimeError, OSError])
+def test_memory_that_cannot_be_had_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
     def allocate(*arguments: Any) -> None:
-        raise RuntimeError("CUDA error: out of memory\nmore of it")
+        raise error("CUDA error: out of memory\nmore of it")
 
     has(monkeypatch, None)
     monkeypatch.setattr("llmkit.checkpoint.stage.HostMemory.allocate", allocate)
