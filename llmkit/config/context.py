@@ -83,10 +83,6 @@ def check_context(s: Settings) -> Iterator[Mistake]:
     if config.train.objective != "causal_lm" or config.data.has_pairs:
         note = "the loss of a pair needs all of both its sequences on a rank; set the size to 1"
         yield s.mistake("{0} does not go with {1}", _SIZE, "train.objective", note=note)
-    for name in ("key_shift", "bigram_embedding"):
-        if getattr(model, name):
-            note = "it looks at the position before, which another rank may have; set the size to 1"
-            yield s.mistake("{0} does not go with {1}", _SIZE, f"model.{name}", note=note)
     yield from _check_form(s, model, form)
     yield from _check_length(s, form)
 

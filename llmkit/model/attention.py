@@ -126,7 +126,7 @@ class Attention(nn.Module):
     def _partly_shifted(self, k: Tensor, inputs: BlockInputs) -> Tensor:
         """k: (batch, seq, kv_heads, head_dim); its slowest pairs become those of the position before."""
         cached = None if inputs.cache is None else inputs.cache.before(self.layer, k)
-        earlier = shift(k, inputs.begins, cached)
+        earlier = shift(k, inputs.begins, cached, inputs.piece, self.context)
         half = self.head_dim // 2  # channel i rotates with channel half + i, the slower the larger i
         kept = half - self.shifted_pairs
         own, before = (each.unflatten(-1, (2, half)) for each in (k, earlier))

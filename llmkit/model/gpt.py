@@ -24,7 +24,7 @@ from llmkit.model.cache import CacheRows, KeyValueCache
 from llmkit.model.dropout import DropoutKeys, group_dropout
 from llmkit.model.initial import draw
 from llmkit.model.norm import residual_norm
-from llmkit.model.positions import BlockInputs, RopeTables, Span, first_tokens, shift
+from llmkit.model.positions import BlockInputs, RopeTables, Span, begins_of, shift
 from llmkit.model.rope import rope_tables
 from llmkit.model.vocabulary import Embedding, Head, Positions
 from llmkit.parallel.context import WHOLE_ROWS, ContextParallel
@@ -63,7 +63,8 @@ class GPT(Model):
         context: ContextParallel = WHOLE_ROWS,
     ) -> None:
         super().__init__()
-        self.shape, self.tp, self.operators, self.has_weights = shape, tp, operators, False
+        self.shape, self.tp, self.operators, self.context = shape, tp, operators, context
+        self.has_weights = False
         self.vocab_size, self.context_length = shape.vocab_size, shape.max_position_embeddings
         sizes = (shape.vocab_size, shape.hidden_size, tp, shape.padded_vocab_size)
         self.embedding = Embedding(*sizes)
@@ -199,7 +200,7 @@ class GPT(Model):
             torch._dynamo.mark_dynamic(bounds, 0)  # another number of documents is not compiled anew
         shape, begins = self.shape, None
         if documents is not None and (shape.key_shift or self.bigram_embedding is not None):
-            begins = first_tokens(documents)
+            begins = begins_of(documents, piece)
         x = self._embed(tokens, span, documents if piece is None else piece.documents, keys)
         inputs = BlockInputs(
             rope=self.rope and span.rope(self.rope),
@@ -212,13 +213,15 @@ class GPT(Model):
             begins=begins,
             # Not x itself: that one argument is the other would be compiled for the first block alone.
             embedding=x.view_as(x) if shape.residual_scalars else None,
-            bigram=self._bigrams(tokens, begins, cache),
+            bigram=self._bigrams(tokens, begins, cache, piece),
         )
         for block, attention_key, mlp_key in zip(self.blocks, keys.attention, keys.mlp, strict=True):
             x = block(x, inputs, attention_key, mlp_key)
         return self.norm(x)
 
-    def _bigrams(self, tokens: Tensor, begins: Tensor | None, cache: CacheRows | None) -> Tensor | None:
+    def _bigrams(
+        self, tokens: Tensor, begins: Tensor | None, cache: CacheRows | None, piece: RowPiece | None
+    ) -> Tensor | None:
         """The vector of each token with the one before it, (batch, seq, hidden) or this rank's piece.
 
         A hash of both chooses the row of the table (modded-nanogpt; its constants).
@@ -226,7 +229,8 @@ class GPT(Model):
         if self.bigram_embedding is None:
             return None
         before = None if cache is None else cache.token_before(tokens)
-        row = (tokens * 36313 ^ shift(tokens, begins, before) * 27191) % self.bigram_embedding.vocab_size
+        earlier = shift(tokens, begins, before, piece, self.context)
+        row = (tokens * 36313 ^ earlier * 27191) % self.bigram_embedding.vocab_size
         vectors: Tensor = self.bigram_embedding(row)
         return vectors
 

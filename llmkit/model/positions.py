@@ -6,7 +6,9 @@ rank holds a piece of each row, changes `Span` and what attention exchanges, and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -14,6 +16,8 @@ from torch import Tensor
 
 from llmkit.batch import Ranges, RowPiece, pick
 from llmkit.model.cache import CacheRows
+from llmkit.parallel.collectives import all_gather
+from llmkit.parallel.context import WHOLE_ROWS, ContextParallel
 
 RopeTables = tuple[Tensor, Tensor]
 """Cosines and sines, (positions, head_dim // 2) fp32 each; see `llmkit.model.rope`.
@@ -93,14 +97,46 @@ def first_tokens(documents: Tensor) -> Tensor:
     return begins
 
 
-def shift(x: Tensor, begins: Tensor | None = None, before: Tensor | None = None) -> Tensor:
+def begins_of(documents: Tensor, piece: RowPiece | None) -> Tensor:
+    """`first_tokens` of a batch's documents (batch, seq); those of a piece are judged in the whole row."""
+    if piece is None:
+        return first_tokens(documents)
+    assert piece.documents is not None
+    return pick(first_tokens(piece.documents), piece.ranges)
+
+
+def shift(
+    x: Tensor,
+    begins: Tensor | None = None,
+    before: Tensor | None = None,
+    piece: RowPiece | None = None,
+    context: ContextParallel = WHOLE_ROWS,
+) -> Tensor:
     """At each position what x (batch, seq, ...) has at the one before; zeros where a document begins.
 
-    begins: of `first_tokens`, None where rows are not divided. before: (batch, 1, ...), what precedes x; None
-    where nothing does.
+    begins: of `begins_of`, None where rows are not divided. before: (batch, 1, ...), what precedes x; None
+    where nothing does. piece: which part of the rows x is; then this is collective over the context ranks,
+    one of which has the position before.
     """
-    before = torch.zeros_like(x[:, :1]) if before is None else before
-    shifted = torch.cat((before, x[:, :-1]), 1)
+    if piece is None:
+        before = torch.zeros_like(x[:, :1]) if before is None else before
+        shifted = torch.cat((before, x[:, :-1]), 1)
+    else:
+        parts = x.split([stop - start for start, stop in piece.ranges], 1)
+        moved = zip(_before(parts, piece, context), parts, strict=True)
+        shifted = torch.cat([each for earlier, part in moved for each in (earlier, part[:, :-1])], 1)
     if begins is None:
         return shifted
     return shifted.masked_fill(begins[(..., *[None] * (x.dim() - 2))], 0)
+
+
+def _before(parts: Sequence[Tensor], piece: RowPiece, context: ContextParallel) -> list[Tensor]:
+    """(batch, 1, ...) for each range of the piece: what the position before it has; zeros before the row."""
+    everyone = all_gather(torch.stack([part[:, -1] for part in parts]), 0, context.group)
+    ranges = chain.from_iterable(context.pieces(piece.length))
+    place = {stop: number for number, (_, stop) in enumerate(ranges)}  # of the range that ends there
+    found = [everyone[place.get(start, 0), :, None] for start, _ in piece.ranges]
+    if piece.ranges[0][0] == 0:
+        # Not other zeros: the ranks add up their gradients together, so each must have used what it got.
+        found[0] = found[0].masked_fill(torch.ones((), dtype=torch.bool, device=found[0].device), 0)
+    return found

@@ -24,7 +24,7 @@ def runs(tmp_path: Path) -> Path:
     root = tmp_path / "runs"
     make_run(root / "first", steps=5, max_steps=5, end=DONE)
     add_row(root / "first", {"step": 5, "eval_loss": 4.25, "eval_bits_per_byte": 1.0})
-    eight = {"world_size": 8, "zero_stage": 1, "tensor_parallel_size": 2}
+    eight = {"world_size": 8, "zero_stage": 1, "tensor_parallel_size": 2, "context_parallel_size": 2}
     make_run(root / "deep" / "er" / "second", steps=3, end=STOPPED, layout=eight)
     (root / "first" / "checkpoints" / "manifest.json").parent.mkdir()
     (root / "first" / "checkpoints" / "manifest.json").write_text("{}")  # in a run nothing is looked for
@@ -50,7 +50,7 @@ def test_the_table_says_how_each_run_stands(runs: Path, capsys: pytest.CaptureFi
     heading, second, first = capsys.readouterr().out.splitlines()
     assert heading.split() == ["name", "state", "step", "loss", "held-out", "tokens/s", "layout", "age"]
     assert second.startswith("deep/er/second  stopped  3/100  7.0000")
-    assert "8: ZeRO-1, TP 2" in second
+    assert "8: ZeRO-1, TP 2, CP 2" in second
     assert first.startswith("first           done       5/5  5.0000    4.2500      2.0k  1 ")
 
 
