@@ -9,15 +9,17 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
+from llmkit.batch import Batch
 from llmkit.checkpoint import read
 from llmkit.checkpoint.write import save
 from llmkit.engine.base import Engine
 from llmkit.model.gpt import GPT
+from llmkit.parallel.context import context_parallel
 from llmkit.parallel.mesh import Mesh
 from llmkit.parity.compare import relative_error
 from llmkit.parity.run import VALUES, make_engine
 from llmkit.parity.state import gather_state
-from llmkit.parity.subjects import MODELS, RandomWeights, count_targets, global_batch, share
+from llmkit.parity.subjects import LENGTH, MODELS, RandomWeights, count_targets, global_batch, share
 from tests.parity.launched import mesh_maker
 
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -31,7 +33,12 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "native-Z1xTP2xDP2": {"world_size": 4, "zero_stage": 1, "tensor_parallel_size": 2},
     "Z3xTP2xDP2": {"world_size": 4, "zero_stage": 3, "tensor_parallel_size": 2},
     "TP4": {"world_size": 4, "tensor_parallel_size": 4},
-}
+    "native-Z1xCP2": {"world_size": 2, "zero_stage": 1, "context_parallel_size": 2},
+    "Z3xTP2xCP2": {
+        "world_size": 4, "zero_stage": 3, "tensor_parallel_size": 2, "context_parallel_size": 2,
+        "context_parallel_form": "ring",
+    },
+}  # fmt: skip
 """Settings of the section `parallel`."""
 SHAPE = MODELS["odd"]
 SAVED, END = 5, 10
@@ -86,7 +93,7 @@ def check_exchange(engine: Engine, mesh: Mesh, allowed: float) -> None:
     batch = global_batch(SHAPE, 99, masked=True)
 
     def loss() -> float:
-        mine = share(batch, mesh["data"].rank, mesh["data"].size, 1)
+        mine = own_rows(batch, mesh)
         return float(mesh["data", "context"].sum(engine.evaluate(mine).nats.double().sum()))
 
     before, state = loss(), gather_state(engine, mesh, KINDS)
@@ -144,15 +151,21 @@ meshes = mesh_maker()
 
 
 def make(name: str, precision: str) -> tuple[Engine, Mesh]:
-    mesh = meshes(LAYOUTS[name].get("tensor_parallel_size", 1))
+    layout = LAYOUTS[name]
+    mesh = meshes(layout.get("tensor_parallel_size", 1), layout.get("context_parallel_size", 1))
     return make_engine(SHAPE, LAYOUTS[name], mesh, torch.device("cpu"), precision, 1, "muon"), mesh
 
 
 def train(engine: Engine, mesh: Mesh, first: int, last: int) -> None:
     for step in range(first, last):
         batch = global_batch(SHAPE, step, masked=True)
-        micro_batches = share(batch, mesh["data"].rank, mesh["data"].size, 1)
-        engine.train_step(micro_batches, count_targets(batch), VALUES)
+        engine.train_step(own_rows(batch, mesh), count_targets(batch), VALUES)
+
+
+def own_rows(batch: Batch, mesh: Mesh) -> list[Batch]:
+    """The rows of this rank, or its piece of them; on four ranks rows are shared in a ring."""
+    ranges = context_parallel(mesh, "ring" if mesh.world_size == 4 else "ulysses").own(LENGTH)
+    return [each.cut(ranges) for each in share(batch, mesh["data"].rank, mesh["data"].size, 1)]
 
 
 def errors(engine: Engine, mesh: Mesh, expected: read.Checkpoint, keys: bool = True) -> dict[str, float]:

@@ -36,7 +36,7 @@ def continued(
 
 @pytest.mark.drill(
     "D28",
-    injection="saved under one of ten layouts, resumed under another: ZeRO 0 to 3, TP, 1 to 4 ranks",
+    injection="saved under one layout, resumed under another: ZeRO 0 to 3, TP, shared rows, 1 to 4 ranks",
     expected="weights and moments are restored bit for bit, and end within 1e-5",
 )
 @pytest.mark.parametrize(
