@@ -19,12 +19,13 @@ import llmkit.model.dropout
 from llmkit.batch import Batch
 from llmkit.engine.base import Engine
 from llmkit.model.gpt import GPT
-from llmkit.parallel.mesh import Mesh, make_mesh
+from llmkit.parallel.context import context_parallel
+from llmkit.parallel.mesh import DIMENSIONS, Mesh, make_mesh
 from llmkit.parallel.randomness import seed_step
 from llmkit.parity.compare import relative_error
 from llmkit.parity.run import make_engine
 from llmkit.parity.state import State, gather_state
-from llmkit.parity.subjects import MODELS, RandomWeights, count_targets, global_batch
+from llmkit.parity.subjects import LENGTH, MODELS, RandomWeights, count_targets, global_batch
 
 SHAPE = replace(MODELS["modern"], num_key_value_heads=4, hidden_dropout=0.2, attention_dropout=0.2)
 CPU = torch.device("cpu")
@@ -44,7 +45,7 @@ class EqualHeads(RandomWeights):
 def all_findings() -> dict[str, Findings]:
     """Mistake made on purpose -> findings on 2 x 2 processes; "" is without one."""
     mesh = make_mesh(2)
-    found = {"": _at_stage(0, mesh) | _at_stage(3, mesh)}
+    found = {"": _at_stage(0, mesh) | _at_stage(3, mesh) | _of_shared_rows(make_mesh(1, context_size=2))}
     for name, mistake in MISTAKES.items():
         with mistake():
             found[name] = _at_stage(0, mesh)
@@ -81,6 +82,20 @@ def _at_stage(stage: int, mesh: Mesh) -> Findings:
     return {f"Z{stage}: {what}": bool(well) for what, well in found.items()}
 
 
+def _of_shared_rows(mesh: Mesh) -> Findings:
+    """Two ranks with a piece of the same rows, and two more with the same."""
+    layout = {"world_size": 4, "context_parallel_size": 2}
+    plain = _step(mesh, layout)
+    found = {
+        "pieces of rows draw differently": not _alike(plain.dropped, mesh, of="context"),
+        "ranks with other rows draw differently": not _alike(plain.dropped, mesh, of="data"),
+    }
+    for how in ("full", "selective"):
+        again = _step(mesh, {**layout, "activation_checkpointing": how})
+        found[f"{how} recomputation replays pieces of rows"] = _equal(again.gradients, plain.gradients)
+    return found
+
+
 class _Seen:
     """One step: the output of the blocks, the input of the first output projection, zeros, gradients."""
 
@@ -97,9 +112,10 @@ def _step(mesh: Mesh, layout: dict[str, Any]) -> _Seen:
     engine.write_pieces(EqualHeads(), optimizer_steps=0)
     handles = _watch(engine.model, seen)
     batch = global_batch(SHAPE, 0, masked=False)
-    seed_step(0, 0, mesh["data"].rank)
+    seed_step(0, 0, mesh["data", "context"].rank)
     rows = slice(0, 3)
-    engine.train_step([Batch(batch.tokens[rows], batch.labels[rows])], count_targets(batch))
+    mine = Batch(batch.tokens[rows], batch.labels[rows]).cut(context_parallel(mesh, "ulysses").own(LENGTH))
+    engine.train_step([mine], count_targets(batch))
     for handle in handles:
         handle.remove()
     seen.gradients = gather_state(engine, mesh, ["exp_avg"])
@@ -133,7 +149,7 @@ def _watch(model: GPT, seen: _Seen) -> list[Any]:
 def _alike(tensor: Tensor, mesh: Mesh, of: str) -> bool:
     """Whether all ranks of each group of this kind have the same, bit for bit."""
     digest = hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
-    group = mesh["data"].rank if of == "tensor" else mesh["tensor"].rank
+    group = mesh[tuple(name for name in DIMENSIONS if name != of)].rank
     everyone = [tuple(json.loads(text)) for text in mesh.all_gather_text(json.dumps([group, digest]))]
     return len(set(everyone)) == len({group for group, _ in everyone})
 

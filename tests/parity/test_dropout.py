@@ -25,7 +25,7 @@ def found() -> dict[str, Findings]:
 
 
 def test_what_is_held_alike_agrees_and_recomputation_replays(found):
-    assert len(found[""]) == 20
+    assert len(found[""]) == 24
     assert [what for what, well in found[""].items() if not well] == []
 
 
