@@ -14,9 +14,9 @@ from llmkit.batch import Rows
 from llmkit.config.load import load
 from llmkit.config.schema import Config
 from llmkit.data.building.prepare import prepare
-from llmkit.data.evaluation import HeldOut
+from llmkit.data.eval_loader import EvalLoader
 from llmkit.data.loader import TrainLoader
-from llmkit.data.prepared import Prepared
+from llmkit.data.prepared import PreparedData
 from llmkit.errors import UserError
 from llmkit.recipes import rules
 from llmkit.recipes.compose import Source, compose
@@ -116,7 +116,7 @@ class Text:
     def __init__(self, size: Size, cache: Path, report: Callable[[str], None] = lambda line: None) -> None:
         self.size = size
         self._cache = cache
-        self._prepared: Prepared = prepare(size.config(0, size.steps, cache).data, report)
+        self._prepared: PreparedData = prepare(size.config(0, size.steps, cache).data, report)
 
     @property
     def vocabulary(self) -> int:
@@ -150,5 +150,5 @@ class Text:
         return self._heldout.text_bytes
 
     @cached_property
-    def _heldout(self) -> HeldOut:
-        return HeldOut(self._prepared, HELDOUT_ROWS)
+    def _heldout(self) -> EvalLoader:
+        return EvalLoader(self._prepared, HELDOUT_ROWS)

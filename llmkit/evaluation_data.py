@@ -14,10 +14,10 @@ from llmkit.config.load import Loaded, load
 from llmkit.config.stored import read_stored
 from llmkit.data.building.prepare import prepare
 from llmkit.data.located import located, missing_paths
-from llmkit.data.position import Fingerprint, read_position
-from llmkit.data.prepared import HeldOutSource, Prepared
+from llmkit.data.prepared import PreparedData
 from llmkit.data.shards.reader import ShardReader
 from llmkit.data.sources.formats import type_of_files
+from llmkit.data.state import read_data_state
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
 from llmkit.weights import Weights, model_of, read_model
@@ -25,7 +25,7 @@ from llmkit.weights import Weights, model_of, read_model
 
 def heldout_of_run(
     checkpoint: Checkpoint, config: schema.Config, tokenizer: Tokenizer, report: Callable[[str], None]
-) -> Prepared:
+) -> PreparedData:
     """The run's data, of which only the held-out part must be unchanged.
 
     Relative paths are tried from where the run was started, and from where its folder lies now. Raises
@@ -50,7 +50,7 @@ def heldout_of_run(
 
 def other_data(
     path: str, config: schema.Config, tokenizer: Tokenizer, report: Callable[[str], None]
-) -> Prepared:
+) -> PreparedData:
     """Other text for a model of a run, in rows as the run reads them.
 
     path: a configuration (.yaml), whose held-out text is meant, or files of text, jsonl, parquet, arrow or
@@ -75,9 +75,11 @@ def other_data(
     everything = rows | {"validation_fraction": 0.0, "sequence_length": 2}
     one = _only(config.data, path, type_of_files(path)).model_copy(update=everything)
     data = prepare(one, report, tokenizer=tokenizer)
-    stored = [(source.name, source.stored) for source in data.train]
-    readers = tuple(HeldOutSource(name, rows) for name, rows in stored if isinstance(rows, ShardReader))
-    return replace(data, heldout=readers, sequence_length=config.data.sequence_length)
+    sources = (
+        replace(source, heldout=source.stored if isinstance(source.stored, ShardReader) else None)
+        for source in data.sources
+    )
+    return replace(data, sources=tuple(sources), sequence_length=config.data.sequence_length)
 
 
 def settings_for(weights: Weights, other: str, report: Callable[[str], None]) -> schema.Config:
@@ -113,10 +115,10 @@ def _only(data: schema.Data, path: str, kind: str) -> schema.Data:
     return data.model_copy(update={"sources": [spec.model_copy(update=update | {"max_epochs": None})]})
 
 
-def _check_heldout(checkpoint: Checkpoint, data: Prepared) -> None:
+def _check_heldout(checkpoint: Checkpoint, data: PreparedData) -> None:
     """Raises UserError where the held-out text is not that of the run; its training text may differ."""
-    then = read_position(checkpoint.state["data"]).fingerprint
-    now = Fingerprint.model_validate(data.fingerprint)
+    then = read_data_state(checkpoint.state["data"]).fingerprint
+    now = data.fingerprint
     held = {source.name: source.heldout for source in then.sources}
     changes = [
         f"source {source.name} has other held-out text"

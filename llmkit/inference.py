@@ -19,8 +19,8 @@ from llmkit.config.load import Loaded
 from llmkit.config.schema import Config
 from llmkit.config.shape import ModelShape
 from llmkit.config.stored import read_stored
-from llmkit.data.evaluation import HeldOut
-from llmkit.data.prepared import Prepared
+from llmkit.data.eval_loader import EvalLoader
+from llmkit.data.prepared import PreparedData
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.device import choose_device, device_facts
 from llmkit.errors import UserError
@@ -134,7 +134,7 @@ def evaluate_weights(
     model = load_model(weights, device, used, mesh)
     fitting = choose_evaluation_batch(config, spec, used, device_facts(device))
     rows = min(int(text) for text in mesh.all_gather_text(str(fitting)))
-    heldout = HeldOut(data, rows, mesh["data"].rank, mesh["data"].size)
+    heldout = EvalLoader(data, rows, mesh["data"].rank, mesh["data"].size)
     if heldout.targets == 0:
         why = nothing_held_out(Loaded.of(config, "the run's settings").settings)
         raise UserError(f"{weights.path}: no held-out token is a target, so there is no loss: {why}")
@@ -148,7 +148,7 @@ def evaluate_weights(
 
 def _heldout_of(
     weights: Weights, other: str | None, tokenizer: Tokenizer, note: Callable[[str], None]
-) -> tuple[Config, Prepared]:
+) -> tuple[Config, PreparedData]:
     """The settings and the data for `evaluate_weights`."""
     if other is not None:
         config = settings_for(weights, other, note)

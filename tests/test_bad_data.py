@@ -19,7 +19,8 @@ import pytest
 
 from llmkit.checkpoint import read
 from llmkit.cli import main
-from llmkit.data.blocks import BlockMaker, RowsOfBlock
+from llmkit.data.batches import BatchReader
+from llmkit.data.rank_batch import RankBatch
 from llmkit.data.shards.writer import ShardWriter
 from llmkit.data.sources import byte_reader
 from llmkit.data.sources.retries import RetryPolicy
@@ -250,10 +251,10 @@ def test_a_source_stalls_and_then_runs_dry_on_one_of_two_ranks(
 def train_on_a_rank(folder: str, stalls: bool) -> int:
     """One of two ranks; where it stalls, the second waits for its fourth step and is told to stop."""
     os.chdir(folder)
-    made, released = BlockMaker.blocks, threading.Event()
+    made, released = BatchReader.blocks, threading.Event()
     stop_code = Trainer.stop_code
 
-    def stalling(self: BlockMaker) -> Iterator[RowsOfBlock]:
+    def stalling(self: BatchReader) -> Iterator[list[RankBatch]]:
         yield from itertools.islice(made(self), 3)
         released.wait(HANG)
 
@@ -264,8 +265,8 @@ def train_on_a_rank(folder: str, stalls: bool) -> int:
 
     with pytest.MonkeyPatch.context() as patch:
         if stalls and os.environ["RANK"] == "1":
-            patch.setattr("llmkit.data.blocks.LIVE_BLOCK_TOKENS", 1)  # a step a block
-            patch.setattr(BlockMaker, "blocks", stalling)
+            patch.setattr("llmkit.data.batches.LIVE_BLOCK_TOKENS", 1)  # a step a block
+            patch.setattr(BatchReader, "blocks", stalling)
             patch.setattr(Trainer, "stop_code", signalled)
         code = main(["train", "tiny.yaml", *COMMON, *dry(1, 500)])
     released.set()

@@ -17,7 +17,7 @@ from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.checkpoint.read import verify
 from llmkit.config.load import load
 from llmkit.data import prefetch
-from llmkit.data.blocks import BlockMaker
+from llmkit.data.batches import BatchReader
 from llmkit.data.building.parts import held_out
 from llmkit.engine.native import NativeEngine
 from llmkit.errors import RunFault
@@ -242,7 +242,7 @@ def test_a_second_signal_while_saving_changes_nothing(project, monkeypatch):
 def test_a_signal_while_a_batch_is_awaited_saves_what_was_trained(project, blocks, monkeypatch):
     assert train("run.name=straight") == 0
     folder, released = project / "runs" / "tiny", threading.Event()
-    made, done = BlockMaker.blocks, 2**blocks - 1  # blocks of 1, 2 and 4 steps
+    made, done = BatchReader.blocks, 2**blocks - 1  # blocks of 1, 2 and 4 steps
     stop_code = Trainer.stop_code
 
     def stalling(self):
@@ -256,7 +256,7 @@ def test_a_signal_while_a_batch_is_awaited_saves_what_was_trained(project, block
 
     with monkeypatch.context() as patch:
         patch.setattr(prefetch, "CLOSE_SECONDS", 0.0)
-        patch.setattr(BlockMaker, "blocks", stalling)
+        patch.setattr(BatchReader, "blocks", stalling)
         patch.setattr(Trainer, "stop_code", signalled)
         assert train() == 75
     released.set()

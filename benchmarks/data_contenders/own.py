@@ -16,8 +16,9 @@ from benchmarks.data_corpus import END_OF_TEXT, LENGTH, ROWS, read_facts, stream
 from llmkit.config import schema
 from llmkit.data.building.given import open_given
 from llmkit.data.loader import TrainLoader
-from llmkit.data.prepared import Place, Prepared, open_prepared
+from llmkit.data.prepared import PreparedData
 from llmkit.data.shards.writer import ShardWriter
+from llmkit.data.source import Source
 from llmkit.data.tokens.tokenizer import Tokenizer
 
 
@@ -53,10 +54,10 @@ def load_shards(masks: bool, corpus: Path, place: Path) -> Open:
     tokenizer = Tokenizer.load(corpus / "tokenizer")
 
     def batches() -> Iterator[Pair]:
-        source = schema.Source(type="shards", path=str(place / "shards"))
+        source = schema.Source(type="shards", path=str(place / "shards"), name="text")
         config = schema.Data(sources=[source], sequence_length=LENGTH, document_masks=masks)
-        opened = Place("text", source, given=open_given(source, "text", tokenizer))
-        yield from _batches(open_prepared(config, tokenizer, [opened]), config)
+        opened = open_given(Source(0, source), tokenizer)
+        yield from _batches(PreparedData.of(config, tokenizer, [opened]), config)
 
     return batches
 
@@ -92,13 +93,13 @@ def load_live(workers: int, compressed: bool, corpus: Path, place: Path) -> Open
             workers=workers,
         )
         prepared = prepare(config, lambda line: None)
-        assert prepared.train[0].kind == "live", prepared.train
+        assert prepared.sources[0].kind == "live", prepared.sources
         yield from _batches(prepared, config, workers)
 
     return batches
 
 
-def _batches(prepared: Prepared, config: schema.Data, workers: int = 0) -> Iterator[Pair]:
+def _batches(prepared: PreparedData, config: schema.Data, workers: int = 0) -> Iterator[Pair]:
     with TrainLoader(prepared, config, 0, ROWS, ROWS, workers=workers) as loader:
         for step in loader:
             (rows,) = step.micro_batches

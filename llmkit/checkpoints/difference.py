@@ -16,7 +16,7 @@ from llmkit.checkpoints.slabs import slabs
 from llmkit.config.mistakes import display
 from llmkit.config.renamed import with_new_names
 from llmkit.config.resume import compare
-from llmkit.data.position import data_differences, read_position
+from llmkit.data.state import data_differences, read_data_state
 from llmkit.monitor.jsonlines import plain
 from llmkit.watch.table import Column, draw
 
@@ -116,7 +116,7 @@ def data_changes(a: Checkpoint, b: Checkpoint) -> list[str]:
     stored = [each.state.get("data") for each in (a, b)]
     if None in stored:
         return ["an import has no position in data"] if any(stored) else []
-    one, other = (read_position(each) for each in stored if each is not None)
+    one, other = (read_data_state(each) for each in stored if each is not None)
     lines = [f"rows read {one.rows} -> {other.rows}"] if one.rows != other.rows else []
     return lines + data_differences(one, other.fingerprint)
 

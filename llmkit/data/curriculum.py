@@ -1,15 +1,23 @@
-"""The weights of the sources over the steps, and whether the sources last until the end."""
+"""The weights of the sources over the steps, and whether the sources last until the end.
+
+    >>> weights = {"web": 1.0, "math": 0.0}
+    >>> sources = [schema.Source(type="stdlib", name=name, weight=each) for name, each in weights.items()]
+    >>> stages = [schema.Stage(step=1000, weights={"math": 3.0})]
+    >>> curriculum = Curriculum.of(schema.Data(sources=sources, curriculum=stages), ["web", "math"])
+    >>> curriculum.at(step=999), curriculum.at(step=1000)
+    ((1.0, 0.0), (1.0, 3.0))
+"""
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from llmkit.config import schema
 from llmkit.data.mixing import quotas
-from llmkit.data.order import Order, rows_before
-from llmkit.data.prepared import TrainSource
+from llmkit.data.sampler import MixtureSampler, rows_before
+from llmkit.data.source import Source
 from llmkit.errors import UserError
 
 
@@ -44,74 +52,55 @@ class Curriculum:
         """The weights that hold for a step, counted from 1."""
         return self.weights[bisect_right(self.steps, step) - 1]
 
-    def continue_order(self, order: Order, steps_done: int, begin: Callable[[int], int]) -> None:
-        """Gives `order` the weights from the step `steps_done` + 1 on. begin: where a step begins."""
-        if order.segments[-1].weights != self.at(steps_done + 1):
-            order.reweight(begin(steps_done + 1), self.at(steps_done + 1))
+    def apply_to(self, sampler: MixtureSampler, steps_done: int, begin: Callable[[int], int]) -> None:
+        """Gives the sampler the weights from the step `steps_done` + 1 on. begin: where a step begins."""
+        if sampler.segments[-1].weights != self.at(steps_done + 1):
+            sampler.reweight(begin(steps_done + 1), self.at(steps_done + 1))
         for step, weights in zip(self.steps, self.weights, strict=True):
             if step > steps_done + 1:
-                order.reweight(begin(step), weights)
-
-
-@dataclass(frozen=True)
-class Supply:
-    """A source with a limit. index: of the source. rows: that may be read of it, in so many epochs."""
-
-    name: str
-    index: int
-    rows: int
-    max_epochs: int
+                sampler.reweight(begin(step), weights)
 
 
 @dataclass(frozen=True)
 class Shortage:
-    """A source that has fewer rows than some steps need. last_step: the last one that it has rows for."""
+    """A source with fewer rows than some steps need. rows: that it has in the epochs that it may be read.
+    last_step: the last one that it has rows for."""
 
-    supply: Supply
+    source: Source
+    rows: int
     needed: int
     last_step: int
 
 
-def supplies(train: Sequence[TrainSource], order: Order) -> list[Supply]:
-    """What stored sources with `max_epochs` have."""
-    found = []
-    for index, (source, size) in enumerate(zip(train, order.sizes, strict=True)):
-        if source.max_epochs is not None and size is not None:
-            rows = rows_before(source.max_epochs, size, order.length)
-            found.append(Supply(source.name, index, int(rows), source.max_epochs))
-    return found
-
-
 def shortages(
-    order: Order, supplies: Sequence[Supply], steps: range, begin: Callable[[int], int]
-) -> list[Shortage]:
-    """The sources that run dry in `steps`. begin: where a step begins."""
-    short = []
-    for supply in supplies:
-        needed = int(order.consumed(begin(steps.stop))[supply.index])
-        if needed <= supply.rows:
+    sampler: MixtureSampler, sources: Sequence[Source], steps: range, begin: Callable[[int], int]
+) -> Iterator[Shortage]:
+    """The stored sources with `max_epochs` that run dry in `steps`. begin: where a step begins.
+
+    Of live sources nobody knows the size: those run dry in mid-run.
+    """
+    for source, size in zip(sources, sampler.sizes, strict=True):
+        if source.max_epochs is None or size is None:
             continue
-        lasts, too_many = 0, len(steps)  # the most steps that it has rows for lie between these
-        while too_many - lasts > 1:
-            middle = (lasts + too_many) // 2
-            if order.consumed(begin(steps.start + middle))[supply.index] > supply.rows:
-                too_many = middle
-            else:
-                lasts = middle
-        short.append(Shortage(supply, needed, steps.start + lasts - 1))
-    return short
+        rows = int(rows_before(source.max_epochs, size, sampler.length))
+
+        def needed(count: int, index: int = source.index) -> int:
+            return int(sampler.consumed(begin(steps.start + count))[index])
+
+        if needed(len(steps)) > rows:
+            lasts = bisect_right(range(1, len(steps)), rows, key=needed)
+            yield Shortage(source, rows, needed(len(steps)), steps.start + lasts - 1)
 
 
-def check_supply(
-    order: Order, supplies: Sequence[Supply], steps: range, begin: Callable[[int], int]
+def check_epochs(
+    sampler: MixtureSampler, sources: Sequence[Source], steps: range, begin: Callable[[int], int]
 ) -> None:
     """Raises UserError if a source runs dry in `steps`; the message says until which step each one lasts."""
     short = [
-        f"data.sources.{each.supply.index}.max_epochs: until step {steps.stop - 1} the run needs "
-        f"{each.needed:,} rows of source {each.supply.name}, {each.supply.max_epochs} epochs have "
-        f"{each.supply.rows:,}; it lasts until step {each.last_step}. Lower its weight, raise max_epochs or "
-        "end there"
-        for each in shortages(order, supplies, steps, begin)
+        f"{each.source.setting}.max_epochs: until step {steps.stop - 1} the run needs {each.needed:,} rows "
+        f"of source {each.source.name}, {each.source.max_epochs} epochs have {each.rows:,}; it lasts until "
+        f"step {each.last_step}. Lower its weight, raise max_epochs or end there"
+        for each in shortages(sampler, sources, steps, begin)
     ]
     if short:
         raise UserError("\n".join(short))

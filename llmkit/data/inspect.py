@@ -16,9 +16,10 @@ from llmkit.data.inspect_pairs import pair_lines, sequences
 from llmkit.data.live.source import LiveSource
 from llmkit.data.live.stream import Lane
 from llmkit.data.mixing import shares
-from llmkit.data.order import Order, rows_before
-from llmkit.data.prepared import Prepared, TrainSource, shown_size
+from llmkit.data.prepared import PreparedData, shown_size
+from llmkit.data.sampler import MixtureSampler, rows_before
 from llmkit.data.shards.dataset import TokenDataset
+from llmkit.data.source import Source
 from llmkit.data.tokens.tokenizer import Tokenizer
 
 SAMPLE_TOKENS = 1 << 22
@@ -51,7 +52,7 @@ def marks(end_of_text: str, color: bool) -> Marks:
     return Marks("⟦", "⟧", f"──── {name} ────", f"──── ⟦{name}⟧ ────")
 
 
-def inspect_command(config: Config, prepared: Prepared, count: int, color: bool) -> None:
+def inspect_command(config: Config, prepared: PreparedData, count: int, color: bool) -> None:
     """`llmkit data inspect`: prints `inspect`."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks a character shows a mark for it
         sys.stdout.reconfigure(errors="replace")
@@ -59,9 +60,9 @@ def inspect_command(config: Config, prepared: Prepared, count: int, color: bool)
         print(line)
 
 
-def inspect(config: Config, prepared: Prepared, count: int, color: bool) -> Iterator[str]:
+def inspect(config: Config, prepared: PreparedData, count: int, color: bool) -> Iterator[str]:
     """Lines that show the data of a run; of each source `count` rows. color: mark them by colours."""
-    for source in prepared.train:
+    for source in prepared.sources:
         yield from source_lines(source, prepared, config.data.row_length)
         yield ""
     yield from mixture_lines(config, prepared)
@@ -72,30 +73,31 @@ def inspect(config: Config, prepared: Prepared, count: int, color: bool) -> Iter
             f"rows as the model sees them; {how.off}no target of the loss{how.on}, "
             f"a document's end: {how.end}"
         )
-    for place, source in enumerate(prepared.train):
+    for place, source in enumerate(prepared.sources):
         for title, row in sample_rows(config, source, place, count):
             yield f"\n=== {source.name}: {title} ==="
             yield row if isinstance(row, str) else show_row(*row, prepared.tokenizer, how)
 
 
-def source_lines(source: TrainSource, prepared: Prepared, row_length: int) -> Iterator[str]:
+def source_lines(source: Source, prepared: PreparedData, row_length: int) -> Iterator[str]:
     """What there is of a source, which is cut into rows of `row_length`."""
-    held = {one.name: one.reader for one in prepared.heldout}.get(source.name)
+    held = source.heldout
     yield f"source {source.name} ({source.kind})"
     if held is not None:
         yield f"  held out: {held.documents:,} documents, {held.tokens:,} tokens"
-    left_out = prepared.left_out[source.name]
-    if left_out:
-        yield "  left out or mended: " + ", ".join(f"{count:,} {why}" for why, count in left_out.items())
-    if isinstance(source.rows, LiveSource):
-        files = source.rows.reader.files
+    if source.left_out:
+        counts = (f"{count:,} {why}" for why, count in source.left_out.items())
+        yield "  left out or mended: " + ", ".join(counts)
+    if source.live is not None:
+        files = source.live.reader.files
         size = sum(file.size for file in files)
         yield (
             f"  tokenized while training: {len(files):,} files, {shown_size(size)} as stored, in "
-            f"{source.rows.lanes} lanes; documents and tokens are not counted"
+            f"{source.live.lanes} lanes; documents and tokens are not counted"
         )
         return
-    stored = source.rows
+    stored = source.stored
+    assert stored is not None, source.name
     text = stored.text_bytes
     size_told = f", {shown_size(text)}" if text else ""
     if text:  # that of a chat is only what is to be learned
@@ -104,7 +106,7 @@ def source_lines(source: TrainSource, prepared: Prepared, row_length: int) -> It
         yield from pair_lines(stored, row_length)
         return
     yield f"  {stored.documents:,} documents, {stored.tokens:,} tokens{size_told}"
-    if copies := prepared.duplicates.get(source.name):
+    if copies := source.duplicates:
         yield f"  {copies:,} documents are exact copies of others, held-out ones included"
     end_of_text = prepared.tokenizer.end_of_text_id
     places = _sample_places(stored)
@@ -189,24 +191,24 @@ def _name(tokenizer: Tokenizer, number: int) -> str:
     return f"#{number}" if "\ufffd" in text else repr(text)  # a part of a character has no text
 
 
-def mixture_lines(config: Config, prepared: Prepared) -> Iterator[str]:
+def mixture_lines(config: Config, prepared: PreparedData) -> Iterator[str]:
     """The weights of the sources, and how often the run reads each, as far as that is known."""
     data, steps, batch = config.data, config.train.max_steps, config.train.global_batch_size
-    names = [source.name for source in prepared.train]
+    names = [source.name for source in prepared.sources]
     curriculum = Curriculum.of(data, names)
     for step, weights in zip(curriculum.steps, curriculum.weights, strict=True):
         parts = zip(names, weights, shares(weights), strict=True)
         listed = ", ".join(f"{name} {weight:g} ({share:.1%})" for name, weight, share in parts)
         yield f"mixture from step {step}: {listed}"
     length = data.row_length
-    sizes = [source.stored.period if source.stored else None for source in prepared.train]
+    sizes = [source.stored.period if source.stored else None for source in prepared.sources]
     needed = None
     if steps is not None:
-        columns = prepared.fingerprint["lanes"] or 1
-        order = Order(config.run.seed, sizes, curriculum.at(1), length=length, columns=columns)
-        curriculum.continue_order(order, 0, lambda step: (step - 1) * batch)
-        needed = order.consumed(steps * batch)
-    for place, source in enumerate(prepared.train):
+        columns = prepared.fingerprint.lanes or 1
+        sampler = MixtureSampler(config.run.seed, sizes, curriculum.at(1), length=length, columns=columns)
+        curriculum.apply_to(sampler, 0, lambda step: (step - 1) * batch)
+        needed = sampler.consumed(steps * batch)
+    for place, source in enumerate(prepared.sources):
         size = sizes[place]
         line = f"  {source.name}: " + (
             "rows are not counted" if size is None else f"{rows_before(1, size, length):,} rows"
@@ -221,22 +223,24 @@ def mixture_lines(config: Config, prepared: Prepared) -> Iterator[str]:
 
 
 def sample_rows(
-    config: Config, source: TrainSource, place: int, count: int
+    config: Config, source: Source, place: int, count: int
 ) -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray | None] | str]]:
     """Titles and contents of the first rows that a run takes of a source.
 
     A content is tokens (T+1,) and label targets (T,) or None, or, of a lane that has no row, why.
     """
     length = config.data.row_length
-    if isinstance(source.rows, LiveSource):
-        for number in range(min(count, source.rows.lanes)):
-            yield f"first row of lane {number}", _first_row(source.rows, number)
+    if source.live is not None:
+        for number in range(min(count, source.live.lanes)):
+            yield f"first row of lane {number}", _first_row(source.live, number)
         return
-    size = source.rows.period
-    order = Order(config.run.seed, [size], [1.0], numbers=[place], length=length)
-    _, _, numbers = order.rows(0, min(count, int(rows_before(1, size, length))))
-    targets = source.rows.targets(numbers, length)
-    for k, tokens in enumerate(source.rows.rows(numbers, length)):
+    stored = source.stored
+    assert stored is not None, source.name
+    size = stored.period
+    sampler = MixtureSampler(config.run.seed, [size], [1.0], shuffle_ids=[place], length=length)
+    _, _, numbers = sampler.rows(0, min(count, int(rows_before(1, size, length))))
+    targets = stored.targets(numbers, length)
+    for k, tokens in enumerate(stored.rows(numbers, length)):
         known = None if targets is None else targets[k]
         if config.data.has_pairs and known is not None:
             for side, content in sequences(tokens, known):

@@ -5,6 +5,10 @@ ones left out: number -> position is all that changes, so the order stays the pu
 
     position  0 1 2 3 4 5 6 7        with the window (2, 5) left out
     number    0 1 - - - 2 3 4
+
+    >>> omitted = Omitted([(2, 5)])
+    >>> omitted.number(6), omitted.position(3), omitted.after(1, rows=2)
+    (3, 6, 6)
 """
 
 from __future__ import annotations

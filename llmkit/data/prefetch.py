@@ -1,4 +1,9 @@
-"""Runs an iterator ahead in a thread."""
+"""Runs an iterator ahead in a thread.
+
+    >>> ahead = Prefetch(iter("abc"), depth=2)
+    >>> list(ahead)
+    ['a', 'b', 'c']
+"""
 
 from __future__ import annotations
 
@@ -14,13 +19,13 @@ from llmkit.errors import RunFault
 Item = TypeVar("Item")
 
 POLL_SECONDS = 0.5
-"""How long an item is awaited before somebody is asked whether it is still wanted."""
+"""Seconds between two checks of `give_up` while waiting."""
 CLOSE_SECONDS = 5.0
-"""How long `close` waits for the item at hand: a thread that hangs in a dead file system never ends."""
+"""Seconds that `close` waits for the item at hand; a thread that hangs in reading a file is abandoned."""
 
 
-class GaveUp(Exception):
-    """An item is not awaited any longer. why: the answer of `give_up`."""
+class Interrupted(Exception):
+    """The wait for an item was given up. why: the answer of `give_up`."""
 
     def __init__(self, why: int) -> None:
         super().__init__(why)
@@ -30,8 +35,9 @@ class GaveUp(Exception):
 class Prefetch(Generic[Item]):
     """Iterates over `items` while a thread makes the next `depth` of them.
 
-    stall_seconds: who waits longer than this for an item, while `progress()` does not change, gets a RunFault
-    that names `activity()`; as soon as `give_up()` is not 0, GaveUp, after which one may come again.
+    stall_seconds: a wait that is longer than this, while `heartbeat()` does not change, ends with a RunFault
+    that names `describe()`; one in which `give_up()` is not 0, with Interrupted, after which the item may be
+    asked for again.
     An exception of `items` is raised in the consumer, after what came before it. `close` stops the thread
     as soon as it has made the item at hand; it does not keep a process from ending.
     """
@@ -41,12 +47,12 @@ class Prefetch(Generic[Item]):
         items: Iterator[Item],
         depth: int,
         stall_seconds: float | None = None,
-        activity: Callable[[], str] = lambda: "the data",
-        progress: Callable[[], int] = lambda: 0,
+        describe: Callable[[], str] = lambda: "the data",
+        heartbeat: Callable[[], int] = lambda: 0,
         give_up: Callable[[], int] = lambda: 0,
     ) -> None:
         self._queue: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)
-        self._stall_seconds, self._activity, self._progress = stall_seconds, activity, progress
+        self._stall_seconds, self._describe, self._heartbeat = stall_seconds, describe, heartbeat
         self._give_up = give_up
         self._stop = threading.Event()
         self._ended: BaseException | None = None
@@ -67,17 +73,17 @@ class Prefetch(Generic[Item]):
         return item
 
     def _get(self) -> tuple[Item | None, BaseException | None]:
-        before, since = self._progress(), time.monotonic()
+        before, since = self._heartbeat(), time.monotonic()
         while True:
             with contextlib.suppress(queue.Empty):
                 return self._queue.get(timeout=POLL_SECONDS)
             if why := self._give_up():
-                raise GaveUp(why)
-            if (progress := self._progress()) != before:
-                before, since = progress, time.monotonic()
+                raise Interrupted(why)
+            if (heartbeat := self._heartbeat()) != before:
+                before, since = heartbeat, time.monotonic()
             elif self._stall_seconds is not None and time.monotonic() - since >= self._stall_seconds:
                 raise RunFault(
-                    f"nothing came from {self._activity()} for {self._stall_seconds:g} seconds "
+                    f"nothing came from {self._describe()} for {self._stall_seconds:g} seconds "
                     "(data.stall_seconds); is its storage or network up?"
                 )
 

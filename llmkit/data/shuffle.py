@@ -1,6 +1,11 @@
 """Keyed random numbers and permutations that are evaluated where they are needed: nothing is stored.
 
 Both are pure functions of integers, so every process gets the same ones, whatever was asked for before.
+
+    >>> permute(np.arange(5), 5, key(0, 1)).tolist()        # seed 0, stream 1
+    [3, 1, 0, 4, 2]
+    >>> permute(np.array([3]), 5, key(0, 1)).tolist()       # one element alone
+    [4]
 """
 
 from __future__ import annotations
@@ -11,7 +16,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MASK64 = (1 << 64) - 1
 _ROUNDS = 6
 _U64 = np.uint64
-Word = int | np.ndarray
+HashWord = int | np.ndarray
 
 
 def _mix(z: np.ndarray) -> np.ndarray:
@@ -34,7 +39,7 @@ def _scramble(half: np.ndarray, round_key: np.ndarray) -> np.ndarray:
     return z
 
 
-def key(*words: Word) -> np.ndarray:
+def key(*words: HashWord) -> np.ndarray:
     """Fold integers into 64-bit keys; the order of the words matters.
 
     A word is one integer or an array of them: arrays give a key an element. Returns uint64, shape (1,)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from llmkit.data.loader import TrainLoader
-from llmkit.data.micro_batches import Step
-from llmkit.data.prefetch import GaveUp
+from llmkit.data.prefetch import Interrupted
+from llmkit.data.rank_batch import RankBatch
 from llmkit.loop.control import Control
 
 
@@ -32,10 +32,10 @@ class Batches:
 
     def __init__(self, loader: TrainLoader, control: Control, stop_code: Callable[[], int]) -> None:
         self._loader, self._control = loader, control
-        self._steps: Iterator[Step] = iter(loader)
+        self._steps: Iterator[RankBatch] = iter(loader)
         loader.give_up = stop_code
 
-    def next(self, unready: bool) -> Step | NoBatch:
+    def next(self, unready: bool) -> RankBatch | NoBatch:
         """The next batch, or why no rank has one. What other ranks got is then put back, as nothing was
         trained on it.
 
@@ -47,7 +47,7 @@ class Batches:
         batch, stop, error = None, 0, None
         try:
             batch = next(self._steps)
-        except GaveUp as end:
+        except Interrupted as end:
             stop = end.why
         except Exception as caught:
             error = caught
@@ -64,5 +64,5 @@ class Batches:
             assert batch is not None
             return batch
         if batch is not None:
-            loader.put_back()
+            loader.undo_last()
         return NoBatch(stop, failed, error)

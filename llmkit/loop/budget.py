@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from llmkit.config.schema import Config
-from llmkit.data.evaluation import HeldOut
+from llmkit.data.eval_loader import EvalLoader
 from llmkit.errors import UserError
 
 TIMED_STEPS = 8
@@ -58,7 +58,7 @@ class Budget:
         self._last = now
 
     @classmethod
-    def for_run(cls, config: Config, started: float, now: float, heldout: HeldOut | None) -> Budget:
+    def for_run(cls, config: Config, started: float, now: float, heldout: EvalLoader | None) -> Budget:
         """The budget of `train.max_minutes` from `started` on: evaluations, a last save, a sample."""
         assert config.train.max_minutes is not None
         tokens = 0 if heldout is None else heldout.targets

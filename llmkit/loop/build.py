@@ -10,9 +10,9 @@ from typing import Any
 
 from llmkit.config.entries import make_all
 from llmkit.config.heldout import nothing_held_out
-from llmkit.data.evaluation import HeldOut
+from llmkit.data.eval_loader import EvalLoader
 from llmkit.data.loader import TrainLoader
-from llmkit.data.prepared import Prepared
+from llmkit.data.prepared import PreparedData
 from llmkit.device import choose_workers
 from llmkit.engine.base import next_token
 from llmkit.engine.build import build_engine, take_state
@@ -182,7 +182,7 @@ def _sinks(
 def _open_loader(
     launch: Launch,
     plan: Plan,
-    data: Prepared,
+    data: PreparedData,
     point: ResumePoint,
     state: TrainState,
     rollbacks: Rollbacks,
@@ -206,12 +206,13 @@ def _open_loader(
     elif checkpoint is not None:
         allowed = launch.options.allow_data_change
         settings = changed_settings(checkpoint, launch.loaded).of("data")
-        changes = loader.load_state(checkpoint.state["data"], state.step, allowed, [str(d) for d in settings])
+        others = [str(difference) for difference in settings]
+        changes = loader.load_state_dict(checkpoint.state["data"], state.step, allowed, others)
         if changes:
             rollbacks.windows.clear()  # in other data other rows stand there
         rollbacks.apply(loader)
     if config.train.max_steps is not None:
-        loader.check_supply(config.train.max_steps)
+        loader.check_epochs(config.train.max_steps)
     elif state.max_steps is not None and (short := loader.first_shortage) is not None:
         state.end_after(min(state.max_steps, short.last_step))
     if not state.finished():
@@ -219,11 +220,13 @@ def _open_loader(
     return loader, changes
 
 
-def _heldout(launch: Launch, plan: Plan, data: Prepared, note: Callable[[str], None]) -> HeldOut | None:
+def _heldout(
+    launch: Launch, plan: Plan, data: PreparedData, note: Callable[[str], None]
+) -> EvalLoader | None:
     """None where nothing is held out, or nothing of it is a target; noted where that was not asked for."""
     config, mesh = launch.config, launch.mesh
     if data.heldout_targets:
-        return HeldOut(data, plan.micro_batch_size, mesh["data"].rank, mesh["data"].size)
+        return EvalLoader(data, plan.micro_batch_size, mesh["data"].rank, mesh["data"].size)
     if config.evaluate.every_steps or config.data.heldout_every:
         note(f"nothing will be evaluated: {nothing_held_out(launch.loaded.settings)}")
     return None

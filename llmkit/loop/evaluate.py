@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from llmkit.batch import Batch, LossSum, Ranges
-from llmkit.data.evaluation import HeldOut, HeldOutPart
-from llmkit.data.prefetch import GaveUp
+from llmkit.data.eval_loader import EvalLoader, EvalSource
+from llmkit.data.prefetch import Interrupted
 from llmkit.engine.base import Engine
 from llmkit.engine.loss_parts import loss_at, sums_by_position
 from llmkit.loop.control import Control, Poll
@@ -22,13 +22,13 @@ from llmkit.preference.loss import MEASURES
 
 
 def evaluate(
-    engine: Engine, heldout: HeldOut, mesh: Mesh, control: Control, stop_code: Callable[[], int], step: int,
-    ranges: Ranges | None = None,
+    engine: Engine, heldout: EvalLoader, mesh: Mesh, control: Control, stop_code: Callable[[], int],
+    step: int, ranges: Ranges | None = None,
 ) -> Evaluation:  # fmt: skip
     """The held-out loss of the weights of now, the same on all ranks, which all call it.
 
     ranges: the positions of each row that this rank computes; None: all.
-    Raises GaveUp, on all of them, where one is asked to stop meanwhile.
+    Raises Interrupted, on all of them, where one is asked to stop meanwhile.
     """
     positions: list[Tensor] = []
 
@@ -53,7 +53,7 @@ def evaluate(
     return Evaluation(step, nats / heldout.targets, bits_per_byte(nats, heldout.text_bytes), means, parts)
 
 
-def by_source(sources: Sequence[HeldOutPart], nats: Sequence[float]) -> dict[str, float | None]:
+def by_source(sources: Sequence[EvalSource], nats: Sequence[float]) -> dict[str, float | None]:
     """Columns of the held-out loss of each source that has targets; nats: the sum of each."""
     columns: dict[str, float | None] = {}
     for part, total in zip(sources, nats, strict=False):
@@ -72,10 +72,10 @@ def evaluation_row(found: Evaluation, of_pairs: bool) -> dict[str, Any]:
 
 
 def _batches(
-    heldout: HeldOut, device: torch.device, poll: Poll, ranges: Ranges | None
+    heldout: EvalLoader, device: torch.device, poll: Poll, ranges: Ranges | None
 ) -> Iterator[Batch]:
-    """The held-out batches on the device; raises GaveUp, on all ranks before the same one, on a stop."""
+    """The held-out batches on the device; raises Interrupted, on all ranks before the same one, on a stop."""
     for batch in heldout:
         if why := poll():
-            raise GaveUp(why)
+            raise Interrupted(why)
         yield batch.cut(ranges).pinned_for(device).to(device)

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from llmkit.data.evaluation import HeldOut
-from llmkit.data.prefetch import GaveUp
+from llmkit.data.eval_loader import EvalLoader
+from llmkit.data.prefetch import Interrupted
 from llmkit.loop.best import keep_if_best, name_best
 from llmkit.loop.evaluate import evaluate, evaluation_row
 from llmkit.loop.sample_table import write_samples
@@ -55,7 +55,7 @@ def evaluate_now(t: Trainer) -> bool:
             found = evaluate(t.engine, heldout, t.mesh, t.control, t.stop_code, state.step, t.ranges)
             averaged = _loss_of_average(t, heldout)
             write_samples(t)  # before the row, by which a start knows that nothing is missing
-    except GaveUp as end:
+    except Interrupted as end:
         t.agreed = t.agreed._replace(stop=end.why)
         return False
     state.record_evaluation(found.loss, t.config.evaluate.early_stopping)
@@ -89,8 +89,8 @@ def take_over_record(t: Trainer) -> None:
         state.tasks_step = state.step
 
 
-def _loss_of_average(t: Trainer, heldout: HeldOut) -> dict[str, float]:
-    """The column of the moving average's held-out loss, where that is asked for. Raises GaveUp."""
+def _loss_of_average(t: Trainer, heldout: EvalLoader) -> dict[str, float]:
+    """The column of the moving average's held-out loss, where that is asked for. Raises Interrupted."""
     ema = t.config.train.ema
     if not (ema.on and ema.evaluate):
         return {}
@@ -107,7 +107,7 @@ def _average_in_use(t: Trainer) -> Iterator[None]:
         yield
     except Exception as error:
         # Of another error other ranks may not know: they could not take part, and nothing is saved then.
-        if isinstance(error, GaveUp) or t.mesh.world_size == 1:
+        if isinstance(error, Interrupted) or t.mesh.world_size == 1:
             t.engine.exchange_ema()
         raise
     t.engine.exchange_ema()
@@ -123,7 +123,7 @@ def evaluate_tasks_now(t: Trainer) -> bool:
     try:
         with t.phases.span("evaluate"):
             found = evaluate_tasks(t, lambda: tasks_stop_code(t))
-    except GaveUp as end:
+    except Interrupted as end:
         if end.why == LATE and state.finished():
             leave_out(t)
             return True

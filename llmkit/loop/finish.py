@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from llmkit.checkpoint.read import load as load_checkpoint
-from llmkit.data.prepared import Prepared
+from llmkit.data.prepared import PreparedData
 from llmkit.errors import UserError
 from llmkit.generation.sampling import Sampling
 from llmkit.generation.text import stream_text
@@ -141,11 +141,11 @@ def spent_facts(t: Trainer) -> dict[str, str]:
     return facts
 
 
-def compressors_bits_per_byte(data: Prepared) -> dict[str, float]:
+def compressors_bits_per_byte(data: PreparedData) -> dict[str, float]:
     """Bits per byte of general compressors on the held-out text; empty where they were not measured."""
     found: dict[str, float] = {}
     for name, key in (("xz -9e", "xz_bits_per_byte"), ("gzip -9", "gzip_bits_per_byte")):
-        indices = [source.reader.index for source in data.heldout]
+        indices = [rows.index for rows in data.heldout.values()]
         if data.heldout_bytes and all(key in index.extra for index in indices):
             bits = sum(float(str(index.extra[key])) * index.text_bytes for index in indices)
             found[name] = bits / data.heldout_bytes

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+from pydantic import TypeAdapter
+
 from llmkit.checkpoint.read import Checkpoint
 from llmkit.config.schema import Data
-from llmkit.data.building.opened import Found
 from llmkit.data.building.prepare import prepare
 from llmkit.data.building.probe import find_remote
-from llmkit.data.position import read_position
-from llmkit.data.prepared import Prepared
-from llmkit.data.sources.files import File
-from llmkit.data.sources.splits import Split
+from llmkit.data.prepared import PreparedData
+from llmkit.data.source import RemoteFiles
+from llmkit.data.state import read_data_state
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.device import device_facts, make_deterministic
 from llmkit.errors import UserError
@@ -40,7 +39,7 @@ def prepare_run(
     initial: StartingWeights | None,
     note: Callable[[str], None],
     table: Callable[[Iterable[Line]], None],
-) -> tuple[Prepared, Plan]:
+) -> tuple[PreparedData, Plan]:
     """Prepares the data and completes the plan; everything that can be wrong is found here.
 
     initial: the weights that a new run starts from, where these are not random. table: shows the plan.
@@ -95,7 +94,7 @@ def _reference_digest(launch: Launch, checkpoint: Checkpoint | None) -> str | No
     if launch.config.train.objective != "dpo":
         return None
     if checkpoint is not None:
-        return read_position(checkpoint.state["data"]).fingerprint.reference
+        return read_data_state(checkpoint.state["data"]).fingerprint.reference
     return on_rank_zero(launch.mesh, lambda: open_weights(reference_path(launch.loaded)).digest())
 
 
@@ -113,20 +112,18 @@ def _require_room(
     require_disk(launch.loaded, plan, folder)
 
 
-def _find_remote(data: Data, mesh: Mesh) -> dict[str, Found]:
+def _find_remote(data: Data, mesh: Mesh) -> dict[str, RemoteFiles]:
     """What rank 0 finds of sources that are not on local disks."""
-    found = json.loads(on_rank_zero(mesh, lambda: json.dumps(find_remote(data))))
-    return {
-        place: Found([File(*file) for file in files], [Split(*unit) for unit in units], *rest)
-        for place, (files, units, *rest) in found.items()
-    }
+    kind = TypeAdapter(dict[str, RemoteFiles])
+    found = on_rank_zero(mesh, lambda: kind.dump_json(find_remote(data)).decode())
+    return kind.validate_json(found)
 
 
-def _data_facts(data: Prepared) -> dict[str, str]:
+def _data_facts(data: PreparedData) -> dict[str, str]:
     """Digests of the data, which all ranks must have alike."""
     facts = {"tokenizer": data.tokenizer.hash}
-    for source in data.fingerprint["sources"]:
-        size = source["kind"] if source["tokens"] is None else f"{source['tokens']} tokens"
-        what = f"{size}, digest {source['digest']}, held out {source['heldout']}"
-        facts[f"data source {source['name']}"] = what
+    for source in data.fingerprint.sources:
+        size = source.kind if source.tokens is None else f"{source.tokens} tokens"
+        what = f"{size}, digest {source.digest}, held out {source.heldout}"
+        facts[f"data source {source.name}"] = what
     return facts

@@ -23,6 +23,7 @@ from llmkit.config.resume import Differences, compare
 from llmkit.config.resume_rules import RESUME_POLICIES
 from llmkit.config.schema import Config
 from llmkit.config.stored import read_stored
+from llmkit.data.state import Fingerprint, read_data_state
 from llmkit.errors import RunFault, UserError
 from llmkit.loop.branch import begun_as_branch, check_same_origin, open_origin
 from llmkit.loop.failed_starts import check_progress
@@ -207,7 +208,7 @@ def settings_of(checkpoint: Checkpoint) -> Config:
 
 
 def resumed_state(
-    checkpoint: Checkpoint, config: Config, fingerprint: dict[str, Any], note: Callable[[str], None]
+    checkpoint: Checkpoint, config: Config, fingerprint: Fingerprint, note: Callable[[str], None]
 ) -> TrainState:
     """The counters of the checkpoint under today's settings: more steps let a finished run go on, fewer than
     it has made end it where it stands.
@@ -220,7 +221,7 @@ def resumed_state(
         wanted = max(config.train.max_steps, state.step)
         if wanted != state.max_steps:  # else the run goes on through its schedule as it did
             state.max_steps, state.pace = wanted, None
-    before = checkpoint.state["data"]["fingerprint"]
+    before = read_data_state(checkpoint.state["data"]).fingerprint
     if state.best_eval_loss is not None and _held_out(before) != _held_out(fingerprint):
         note("other text is held out than before: early stopping begins to compare anew")
         state.best_eval_loss, state.best_eval_step, state.evaluations_without_gain = None, None, 0
@@ -229,10 +230,10 @@ def resumed_state(
     return state
 
 
-def _held_out(fingerprint: dict[str, Any]) -> list[Any]:
+def _held_out(fingerprint: Fingerprint) -> list[Any]:
     """What decides a held-out loss, beside the model."""
-    sources = {source["name"]: source["heldout"] for source in fingerprint["sources"] if source["heldout"]}
-    return [sources, fingerprint["sequence_length"], fingerprint["document_masks"]]
+    sources = {source.name: source.heldout for source in fingerprint.sources if source.heldout}
+    return [sources, fingerprint.sequence_length, fingerprint.document_masks]
 
 
 def _check_same_run(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llmkit.data.loader import TrainLoader
-from llmkit.data.micro_batches import Step
+from llmkit.data.rank_batch import RankBatch
 from llmkit.data.sources.records import skipped_summary
 from llmkit.monitor.jsonlines import JsonLines
 from llmkit.parallel.mesh import Mesh
@@ -38,7 +38,7 @@ class SampleLog:
         path, writes = samples_file(folder.path, mesh["data"].rank), mesh["context", "tensor"].rank == 0
         self._file = JsonLines(path, folder.claim) if writes else None
 
-    def record(self, step: int, batch: Step) -> None:
+    def record(self, step: int, batch: RankBatch) -> None:
         """Notes what was trained on in `step`."""
         if self._file is None:
             return

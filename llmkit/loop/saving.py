@@ -242,7 +242,7 @@ def checkpoint_state(t: Trainer) -> dict[str, Any]:
     """What a checkpoint keeps beside the engine's state. Collective."""
     return {
         "progress": t.state.to_json(),
-        "data": t.loader.state(t.mesh.all_gather_text),
+        "data": t.loader.state_dict(t.mesh.all_gather_text),
         "updates": t.engine.optimizer_steps,
         "precision": t.plan.precision.name,
         "layout": t.plan.layout.to_dict(),

@@ -10,7 +10,7 @@ import torch
 from llmkit.config.memory import show_bytes
 from llmkit.config.mistakes import listed
 from llmkit.config.monitor_section import Monitor
-from llmkit.data.prepared import Prepared, shown_size
+from llmkit.data.prepared import PreparedData, shown_size
 from llmkit.loop.describe import device_name
 from llmkit.monitor.goodput import IN_WORDS
 from llmkit.monitor.metrics import MetricsFile
@@ -63,7 +63,7 @@ def _data(t: Trainer) -> Iterator[str]:
     steps = None if t.state.max_steps is None else t.state.max_steps - t.state.step
     rows = t.loader.rows_to_come(UNKNOWN_STEPS if steps is None else steps)
     total = max(1, sum(rows))
-    shown = sorted(zip(rows, t.data.train, strict=True), key=lambda each: -each[0])
+    shown = sorted(zip(rows, t.data.sources, strict=True), key=lambda each: -each[0])
     for count, source in shown[:SHOWN_SOURCES]:
         text = f"{source.name}: " + (f"{100 * count / total:.3g} % of the rows, " if len(rows) > 1 else "")
         if source.stored is None:
@@ -100,7 +100,7 @@ def _metrics(monitor: Monitor) -> str:
     return f"{every_steps(monitor.log_every)}, to {listed(where)}"
 
 
-def _held_out(data: Prepared) -> str:
+def _held_out(data: PreparedData) -> str:
     if data.has_pairs:
         return f"{data.heldout_targets:,} pairs"
     return f"{shown_size(data.heldout_bytes)} of text"

@@ -9,7 +9,8 @@ import numpy as np
 
 from llmkit.config.schema import Config, Source
 from llmkit.data.inspect import printable
-from llmkit.data.prepared import Prepared, TrainSource
+from llmkit.data.prepared import PreparedData
+from llmkit.data.source import Source as DataSource
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import RunFault, UserError
 
@@ -19,12 +20,12 @@ PROMPT_CHARACTERS = 100
 """What a prompt of the data may have to be suggested whole."""
 
 
-def generate_options(config: Config, data: Prepared) -> list[str]:
+def generate_options(config: Config, data: PreparedData) -> list[str]:
     """Options of `llmkit generate` that fit the data of a run."""
     chats = [is_of_chats(spec, data.tokenizer) for spec in config.data.sources]
     found = ["--chat --prompt 'Hello'"] if any(chats) else []
     if not all(chats):
-        texts = [source for source, chat in zip(data.train, chats, strict=True) if not chat]
+        texts = [source for source, chat in zip(data.sources, chats, strict=True) if not chat]
         prompt = config.monitor.sample or next(filter(None, (_prompt(one, data) for one in texts)), "The")
         found.append(f"--prompt {shlex.quote(prompt)}")
     return found
@@ -35,9 +36,9 @@ def is_of_chats(spec: Source, tokenizer: Tokenizer) -> bool:
     return spec.record == "chat" or (spec.record == "preference" and tokenizer.chat_template is not None)
 
 
-def _prompt(source: TrainSource, data: Prepared) -> str:
+def _prompt(source: DataSource, data: PreparedData) -> str:
     """A prompt of a source, or the first words of a document, held out if it can be; "" if none is there."""
-    reader = next((held.reader for held in data.heldout if held.name == source.name), source.stored)
+    reader = source.heldout or source.stored
     if reader is None:
         return ""
     try:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from llmkit.config.schema import Config
-from llmkit.data.prefetch import GaveUp
+from llmkit.data.prefetch import Interrupted
 from llmkit.evaluation.harness import Tasks, figures, run_tasks
 from llmkit.evaluation.hub_text import HubText
 from llmkit.evaluation.score import Scorer
@@ -38,14 +38,14 @@ def tasks_due(config: Config, step: int, at_end: bool) -> bool:
 def evaluate_tasks(t: Trainer, stop_code: Callable[[], int]) -> dict[str, float] | None:
     """The figures of the weights of now, by the names of their columns, on rank 0. All ranks call it.
 
-    Raises GaveUp, on all of them, where one is asked to stop meanwhile.
+    Raises Interrupted, on all of them, where one is asked to stop meanwhile.
     """
     tasks, poll = tasks_of(t.config), Poll(t.control, stop_code)
     assert tasks is not None
 
     def give_up() -> None:
         if why := poll():
-            raise GaveUp(why)
+            raise Interrupted(why)
 
     tokens = t.plan.micro_batch_size * t.config.data.sequence_length
     text = HubText(t.data.tokenizer)

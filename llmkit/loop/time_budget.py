@@ -96,9 +96,9 @@ class TimeBudget(Hook):
         t.events.record("max_steps", **timed | {"max_steps": chosen})
         minutes = f"{t.config.train.max_minutes or 0.0:g} minutes"
         if short is not None and chosen == short.last_step:
-            limit = f"data.sources.{short.supply.index}.max_epochs is {short.supply.max_epochs}"
+            limit = f"{short.source.setting}.max_epochs is {short.source.max_epochs}"
             why = (
-                f"source {short.supply.name} lasts until then ({limit}); "
+                f"source {short.source.name} lasts until then ({limit}); "
                 f"{minutes} would be {f'{plan.max_steps} steps' if plan is not None else 'more'}"
             )
         elif plan is not None:

@@ -12,10 +12,10 @@ import torch
 from llmkit.checkpoint.format import folder_name
 from llmkit.checkpoint.read import Checkpoint
 from llmkit.config.schema import Config
-from llmkit.data.evaluation import HeldOut
+from llmkit.data.eval_loader import EvalLoader
 from llmkit.data.loader import TrainLoader
-from llmkit.data.micro_batches import Step
-from llmkit.data.prepared import Prepared
+from llmkit.data.prepared import PreparedData
+from llmkit.data.rank_batch import RankBatch
 from llmkit.end_file import own_host
 from llmkit.engine.base import Engine, StepResult
 from llmkit.kernels.compiler import each_once, graph_breaks, graphs_compiled
@@ -77,7 +77,7 @@ class Trainer:
     """
 
     def __init__(
-        self, launch: Launch, plan: Plan, data: Prepared, loader: TrainLoader, heldout: HeldOut | None,
+        self, launch: Launch, plan: Plan, data: PreparedData, loader: TrainLoader, heldout: EvalLoader | None,
         engine: Engine, state: TrainState, *, folder: RunFolder, console: Console, events: EventLog,
         sinks: list[Sink], watch: Watch, stop: StopRequest, saved_step: int | None, was_done: bool,
         saved_state: Mapping[str, Any], spending: Spending, metrics: MetricsFile, rollbacks: Rollbacks,
@@ -189,7 +189,7 @@ class Trainer:
         raise_failures(self)
         return 0
 
-    def _step(self, batch: Step) -> StepResult:
+    def _step(self, batch: RankBatch) -> StepResult:
         """One optimizer step, counted."""
         state, self.in_step = self.state, True
         compiles = self.plan.kernels.compiled and not self.log.warmed_up
@@ -220,7 +220,7 @@ class Trainer:
         """Seconds that a step may take."""
         return 60.0 * self.config.parallel.timeout_minutes
 
-    def _after_step(self, batch: Step, result: StepResult) -> None:
+    def _after_step(self, batch: RankBatch, result: StepResult) -> None:
         self.folder.claim.raise_if_lost()
         if self._samples is not None:
             self._samples.record(self.state.step, batch)

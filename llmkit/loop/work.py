@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from llmkit.data.micro_batches import Step
+from llmkit.data.rank_batch import RankBatch
 from llmkit.monitor.flops import causal_flops_per_token, recomputed_flops_per_token, train_flops_per_token
 from llmkit.plan import Plan
 
@@ -24,7 +24,7 @@ class Work:
         self.recomputed = recomputed_flops_per_token(plan.model, length, how, every, self._adapters)
         self._causal = causal_flops_per_token(plan.model, [length], self._adapters)
 
-    def causal(self, batch: Step) -> float | None:
+    def causal(self, batch: RankBatch) -> float | None:
         """What causal attention needs for the tokens of this rank's part of a batch; None = not known.
 
         Where documents are masked from each other, each is a sequence.

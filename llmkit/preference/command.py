@@ -8,7 +8,7 @@ from datetime import timedelta
 from llmkit.config.load import Loaded
 from llmkit.config.shape import ModelShape
 from llmkit.data.building.prepare import prepare
-from llmkit.data.prepared import Prepared
+from llmkit.data.prepared import PreparedData
 from llmkit.data.tokens.chat import CHATML
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.device import device_facts
@@ -84,7 +84,7 @@ def _template_line(tokenizer: Tokenizer, loaded: Loaded) -> str:
     return f"prompts that are messages are put by {named}; those that are text stand as they are"
 
 
-def check_tokenizer(weights: Weights, data: Prepared, loaded: Loaded) -> None:
+def check_tokenizer(weights: Weights, data: PreparedData, loaded: Loaded) -> None:
     """Raises UserError where the reference has another tokenizer than the pairs."""
     known = weights.tokenizer()
     if known.hash != data.tokenizer.hash:

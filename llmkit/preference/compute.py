@@ -15,7 +15,7 @@ import torch
 
 from llmkit.batch import Rows, split_pairs
 from llmkit.data.building.progress import Progress
-from llmkit.data.prepared import Prepared
+from llmkit.data.prepared import PreparedData
 from llmkit.data.shards.dataset import TokenDataset
 from llmkit.errors import RunFault, UserError
 from llmkit.file_lock import FileLock
@@ -44,7 +44,7 @@ class Reference(NamedTuple):
 
 
 def compute_source(
-    pairs: Pairs, data: Prepared, reference: Reference, mesh: Mesh, report: Callable[[str], None]
+    pairs: Pairs, data: PreparedData, reference: Reference, mesh: Mesh, report: Callable[[str], None]
 ) -> None:
     """Makes the folder of a source. Collective; each data-parallel rank computes a share of the chunks.
 
@@ -106,7 +106,7 @@ def _compute_chunks(
     mine: Sequence[tuple[str, int]],
     workplace: Path,
     pairs: Pairs,
-    data: Prepared,
+    data: PreparedData,
     reference: Reference,
     mesh: Mesh,
     done: Callable[[int], object],
@@ -139,7 +139,7 @@ def _missing_chunks(pairs: Pairs, workplace: Path) -> list[tuple[str, int]]:
 def log_probabilities(
     rows: TokenDataset,
     index: np.ndarray,
-    data: Prepared,
+    data: PreparedData,
     reference: Reference,
     device: torch.device,
     done: Callable[[int], object] = lambda count: None,

@@ -19,7 +19,7 @@ from xxhash import xxh64_hexdigest
 from llmkit.config.load import Loaded
 from llmkit.config.schema import Config
 from llmkit.data.building.cache import content_key, opening_cache
-from llmkit.data.prepared import Prepared
+from llmkit.data.prepared import PreparedData
 from llmkit.data.shards.dataset import TokenDataset
 from llmkit.errors import UserError
 from llmkit.files import cannot_read, may_exist, read_sealed, sync_folder, write_atomic, write_sealed
@@ -63,14 +63,13 @@ def reference_path(loaded: Loaded) -> Path:
     return Path(path)
 
 
-def pairs_of(data: Prepared, config: Config, digest: str) -> Iterator[Pairs]:
+def pairs_of(data: PreparedData, config: Config, digest: str) -> Iterator[Pairs]:
     """The pairs of each source. digest: of the reference's weights."""
-    heldout = {source.name: source.reader for source in data.heldout}
-    for source in data.train:
+    for source in data.sources:
         assert source.stored is not None, "a live source has no pairs"
         splits: dict[str, TokenDataset] = {"train": source.stored}
-        if source.name in heldout:
-            splits["heldout"] = heldout[source.name]
+        if source.heldout is not None:
+            splits["heldout"] = source.heldout
         described: dict[str, JsonValue] = {
             "version": VERSION,
             "reference": digest,
@@ -82,18 +81,22 @@ def pairs_of(data: Prepared, config: Config, digest: str) -> Iterator[Pairs]:
         yield Pairs(source.name, splits, folder)
 
 
-def with_reference(data: Prepared, loaded: Loaded, digest: str) -> Prepared:
+def with_reference(data: PreparedData, loaded: Loaded, digest: str) -> PreparedData:
     """The data with what the reference of this digest gives for their pairs.
 
     Raises UserError where that was not computed, or is damaged.
     """
     found = {pairs.name: _read(pairs, loaded) for pairs in pairs_of(data, loaded.config, digest)}
-    return dataclasses.replace(
-        data,
-        train=tuple(dataclasses.replace(one, reference=found[one.name]["train"]) for one in data.train),
-        heldout=tuple(dataclasses.replace(one, reference=found[one.name]["heldout"]) for one in data.heldout),
-        fingerprint=data.fingerprint | {"reference": digest},
+    sources = (
+        dataclasses.replace(
+            source,
+            reference=found[source.name]["train"],
+            heldout_reference=found[source.name].get("heldout"),
+        )
+        for source in data.sources
     )
+    fingerprint = data.fingerprint.model_copy(update={"reference": digest})
+    return dataclasses.replace(data, sources=tuple(sources), fingerprint=fingerprint)
 
 
 def write(folder: Path, arrays: dict[str, np.ndarray], record: ReferenceRecord) -> None:

@@ -12,7 +12,7 @@ from llmkit.config import schema
 from llmkit.data.shards.writer import ShardWriter
 
 if TYPE_CHECKING:
-    from llmkit.data.prepared import Prepared
+    from llmkit.data.prepared import PreparedData
 
 END = 0  # end-of-text of the hand-made shards
 
@@ -66,13 +66,15 @@ def two_sources(tmp_path_factory: pytest.TempPathFactory) -> schema.Data:
 
 
 @pytest.fixture
-def prepared_bytes(tmp_path: Path, two_sources: schema.Data) -> Callable[..., tuple[Prepared, schema.Data]]:
+def prepared_bytes(
+    tmp_path: Path, two_sources: schema.Data
+) -> Callable[..., tuple[PreparedData, schema.Data]]:
     """Opens the two sources under changed settings, in a copy of the cache; returns data and settings."""
     from llmkit.data.building.prepare import prepare
 
     shutil.copytree(two_sources.cache_dir, tmp_path / "cache")
 
-    def build(**changes: Any) -> tuple[Prepared, schema.Data]:
+    def build(**changes: Any) -> tuple[PreparedData, schema.Data]:
         config = two_sources.model_copy(update={"cache_dir": str(tmp_path / "cache")} | changes)
         return prepare(config, lambda line: None), config
 

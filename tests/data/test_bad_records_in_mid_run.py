@@ -57,6 +57,6 @@ def test_where_other_data_begin_the_source_goes_on_too() -> None:
     job = ended_at_a_bad_record()
     assert job.state is not None
     [_, cursors] = job.state["cursors"]
-    job.data = toy({"new": ToyRows(500, 1000), "web": data("skip")[0].train[1].rows})
+    job.data = toy({"new": ToyRows(500, 1000), "web": data("skip")[0].sources[1].live})
     job.run(1, 0, allow_change=True)
-    assert (job.state["numbers"], job.state["cursors"][1]) == ([2, 1], cursors)
+    assert (job.state["shuffle_ids"], job.state["cursors"][1]) == ([2, 1], cursors)

@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 
 from llmkit.config import schema
-from llmkit.data.curriculum import Curriculum, Supply, check_supply
-from llmkit.data.order import Order
+from llmkit.data.curriculum import Curriculum, check_epochs
+from llmkit.data.sampler import MixtureSampler
+from llmkit.data.source import Source
 from llmkit.errors import UserError
 
 
@@ -30,9 +31,9 @@ def test_a_stage_may_begin_with_the_run() -> None:
 
 def test_stages_that_lie_ahead_get_their_positions_from_the_batch_size_of_now() -> None:
     curriculum = Curriculum.of(settings({"a": 1.0, "b": 1.0}, (3, {"a": 3.0}), (9, {"a": 0.0})), ["a", "b"])
-    order = Order(0, [100, 100], curriculum.at(1))
-    curriculum.continue_order(order, 5, lambda step: 70 + (step - 6) * 10)
-    assert [(segment.start, segment.weights) for segment in order.segments] == [
+    sampler = MixtureSampler(0, [100, 100], curriculum.at(1))
+    curriculum.apply_to(sampler, 5, lambda step: 70 + (step - 6) * 10)
+    assert [(segment.start, segment.weights) for segment in sampler.segments] == [
         (0, (1.0, 1.0)), (70, (3.0, 1.0)), (70 + 3 * 10, (0.0, 1.0)),
     ]  # fmt: skip
 
@@ -42,16 +43,17 @@ def test_a_supply_that_is_too_short_is_told_with_the_last_step_that_it_feeds(lim
     def begin(step: int) -> int:
         return (step - 1) * 10
 
-    order = Order(3, [40, 1000], [1.0, 1.0])
-    supply = [Supply("a", 0, 40 * limit, limit)]
-    consumed = [int(order.consumed(10 * step)[0]) for step in range(60)]
+    sampler = MixtureSampler(3, [40, 1000], [1.0, 1.0])
+    specs = [schema.Source(type="stdlib", name="a", max_epochs=limit), schema.Source(type="stdlib", name="b")]
+    sources = [Source(index, spec) for index, spec in enumerate(specs)]
+    consumed = [int(sampler.consumed(10 * step)[0]) for step in range(60)]
     last = max(step for step in range(60) if consumed[step] <= 40 * limit)
-    check_supply(order, supply, range(1, last + 1), begin)
+    check_epochs(sampler, sources, range(1, last + 1), begin)
     told = f"until step 59 the run needs {consumed[59]} rows .* lasts until step {last}"
     with pytest.raises(UserError, match=told):
-        check_supply(order, supply, range(1, 60), begin)
+        check_epochs(sampler, sources, range(1, 60), begin)
     with pytest.raises(UserError, match=f"lasts until step {last}"):  # asked in mid-run
-        check_supply(order, supply, range(4, 60), begin)
+        check_epochs(sampler, sources, range(4, 60), begin)
 
 
 def test_a_weight_that_is_too_small_is_named_with_its_stage() -> None:

@@ -15,6 +15,7 @@ from llmkit.data.building.prepare import prepare
 from llmkit.data.prepared import verify
 from llmkit.data.shards.format import read_index
 from llmkit.errors import RunFault, UserError
+from tests.data.toy import folders
 
 TRIES = 25
 """Bits flipped of each file."""
@@ -110,7 +111,7 @@ def test_the_text_of_an_index_without_a_checksum_is_counted(tmp_path: Path, chan
     source = schema.Source(type="text", path=str(tmp_path / "a.txt"), separator="\n", name="words")
     common = {"tokenizer": schema.Tokenizer(type="bytes"), "sequence_length": 16}
     config = schema.Data(sources=[source], cache_dir=str(tmp_path / "cache"), **common)
-    built = prepare(config, silent).folders["words"]
+    built = folders(prepare(config, silent))["words"]
     shutil.move(built, tmp_path / "old")
     for path in (tmp_path / "old").glob("*/index.json"):
         index = json.loads(path.read_text())

@@ -13,11 +13,11 @@ from llmkit.config import schema
 from llmkit.data import inspect as looking
 from llmkit.data.building.prepare import prepare
 from llmkit.data.inspect import inspect, marks, printable, show_row
-from llmkit.data.prepared import Prepared
+from llmkit.data.prepared import PreparedData
 from tests.data.building.test_packing import cut_by_walking
 from tests.data.tokens.tokenizers_for_tests import bytes_tokenizer
 
-Build = Callable[..., tuple[Prepared, schema.Data]]
+Build = Callable[..., tuple[PreparedData, schema.Data]]
 TOKENIZER = bytes_tokenizer("<|endoftext|>")
 END = TOKENIZER.end_of_text_id
 
@@ -26,7 +26,7 @@ def run_of(data: schema.Data, **train: Any) -> schema.Config:
     return schema.Config(data=data, train=schema.Train(**train))
 
 
-def lines_of(prepared: Prepared, data: schema.Data, count: int = 0, **train: Any) -> list[str]:
+def lines_of(prepared: PreparedData, data: schema.Data, count: int = 0, **train: Any) -> list[str]:
     return list(inspect(run_of(data, **train), prepared, count, False))
 
 
@@ -38,7 +38,7 @@ def ids(*parts: str | int) -> np.ndarray:
 def test_each_source_is_told_with_its_figures(prepared_bytes: Build) -> None:
     prepared, data = prepared_bytes()
     lines = lines_of(prepared, data)
-    stored = prepared.train[0].stored
+    stored = prepared.sources[0].stored
     assert stored is not None
     start = lines.index("source text-0 (shards)")
     assert lines[start + 1].startswith("  held out: 20 documents, ")
@@ -61,7 +61,7 @@ def test_large_sources_are_sampled_and_that_is_told(
     prepared_bytes: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepared, data = prepared_bytes()
-    stored = prepared.train[0].stored
+    stored = prepared.sources[0].stored
     assert stored is not None
     _, exact = looking._documents(stored, [(0, stored.tokens)], END)
     assert sorted(exact) == sorted(stored.document(number).size for number in range(stored.documents))
@@ -81,13 +81,13 @@ def test_the_mixture_tells_how_often_the_run_reads_each_source(prepared_bytes: B
     lines = lines_of(prepared, data.model_copy(update={"curriculum": [stage]}), max_steps=100)
     assert "mixture from step 1: text-0 3 (75.0%), text-1 1 (25.0%)" in lines
     assert "mixture from step 51: text-0 3 (100.0%), text-1 0 (0.0%)" in lines
-    rows = [-(-source.stored.period // 16) for source in prepared.train if source.stored]
+    rows = [-(-source.stored.period // 16) for source in prepared.sources if source.stored]
     told = [next(line for line in lines if line.startswith(f"  text-{i}: {rows[i]:,} rows")) for i in (0, 1)]
     # 3,200 rows: half of them three to one, the rest all of the first source.
     read = [int(line.split("reads ")[1].split(" ")[0].replace(",", "")) for line in told]
     assert sum(read) == 3200
     assert abs(read[0] - 2800) < 40
-    stored = prepared.train[0].stored
+    stored = prepared.sources[0].stored
     assert stored is not None
     assert f"= {read[0] * 16 / stored.period:.2f} epochs" in told[0]
 
@@ -103,7 +103,7 @@ def test_rows_are_those_that_a_run_takes_first(prepared_bytes: Build) -> None:
     titles = [line.strip() for line in lines if line.startswith("\n=== ")]
     assert [title.split(":")[0] for title in titles] == ["=== text-0"] * 2 + ["=== text-1"] * 2
     number = int(titles[0].split("row ")[1].split(" ")[0])
-    stored = prepared.train[0].stored
+    stored = prepared.sources[0].stored
     assert stored is not None
     row = stored.rows(np.array([number]), 16)[0]
     shown = lines[next(i for i, line in enumerate(lines) if titles[0] in line) + 1]

@@ -16,19 +16,19 @@ from hypothesis import strategies as st
 
 from llmkit.batch import IGNORE
 from llmkit.config import schema
-from llmkit.data import blocks as module
+from llmkit.data import batches as module
 from llmkit.data.live.stream import Row
 from llmkit.data.live.workers import LiveRows
 from llmkit.data.loader import TrainLoader
-from llmkit.data.micro_batches import Step
-from llmkit.data.order import Order
-from llmkit.data.prepared import Prepared
+from llmkit.data.prepared import PreparedData
+from llmkit.data.rank_batch import RankBatch
+from llmkit.data.sampler import MixtureSampler
 from llmkit.data.sources.records import PromptCompletion, Skipped
 from llmkit.errors import RunFault, SourceDryError, UserError
 from tests.data.live.fakes import live
-from tests.data.toy import T, ToyRows, toy
+from tests.data.toy import T, ToyRows, folders, toy
 
-Build = Callable[..., tuple[Prepared, schema.Data]]
+Build = Callable[..., tuple[PreparedData, schema.Data]]
 SEED = 5
 
 
@@ -40,12 +40,12 @@ def two(**changes: Any) -> tuple[Any, schema.Data]:
 CPU = torch.device("cpu")
 
 
-def take(loader: TrainLoader, count: int) -> list[Step]:
+def take(loader: TrainLoader, count: int) -> list[RankBatch]:
     with loader:
         return list(itertools.islice(loader, count))
 
 
-def real_rows(step: Step) -> list[tuple[int, list[int], list[int]]]:
+def real_rows(step: RankBatch) -> list[tuple[int, list[int], list[int]]]:
     """(source, inputs, labels) of a rank's rows that do not only fill."""
     rows: Iterator[Any] = (
         (int(source), tokens.tolist(), labels.tolist())
@@ -63,23 +63,23 @@ class Job:
         self.state: dict[str, Any] | None = None
         self.done = 0
 
-    def run(self, world: int, steps: int, workers: int = 0, **changes: Any) -> list[list[Any]]:
+    def run(self, world: int, steps: int, **changes: Any) -> list[list[Any]]:
         """The next global batches, each in the order of its positions, and the state after them."""
         prepared, config = self.data
         loaders = [
-            TrainLoader(prepared, config, SEED, self.batch_rows, self.micro, rank, world, workers=workers)
+            TrainLoader(prepared, config, SEED, self.batch_rows, self.micro, rank, world)
             for rank in range(world)
         ]
         try:
             if self.state is not None:
                 for loader in loaders:
-                    loader.load_state(self.state, self.done, **changes)
+                    loader.load_state_dict(self.state, self.done, **changes)
             first = loaders[0].position
             parts = [step for _ in range(steps) if (step := next_of_all(loaders)) is not None]
             known: list[str] = []
             for loader in loaders:  # what each rank gives, and then what all of them get
-                loader.state(lambda text: known.append(text) or [text])  # type: ignore[func-returns-value]
-            states = [json.dumps(loader.state(lambda text: known)) for loader in loaders]
+                loader.state_dict(lambda text: known.append(text) or [text])  # type: ignore[func-returns-value]
+            states = [json.dumps(loader.state_dict(lambda text: known)) for loader in loaders]
         finally:
             for loader in loaders:
                 loader.close()
@@ -89,9 +89,9 @@ class Job:
         return [in_order(step, first + s * self.batch_rows, self.batch_rows) for s, step in enumerate(parts)]
 
 
-def next_of_all(loaders: list[TrainLoader]) -> list[Step] | None:
+def next_of_all(loaders: list[TrainLoader]) -> list[RankBatch] | None:
     """The next step of each rank; None, and nothing taken, where one of them has run dry."""
-    got: list[Step | None] = []
+    got: list[RankBatch | None] = []
     left = [loader.lanes_left for loader in loaders]
     dry = [index for index in left[0] if not any(each[index] for each in left)]
     for loader in loaders:
@@ -104,11 +104,11 @@ def next_of_all(loaders: list[TrainLoader]) -> list[Step] | None:
         return parts
     for loader, step in zip(loaders, got, strict=True):
         if step is not None:
-            loader.put_back()
+            loader.undo_last()
     return None
 
 
-def in_order(parts: list[Step], first: int, batch_rows: int) -> list[Any]:
+def in_order(parts: list[RankBatch], first: int, batch_rows: int) -> list[Any]:
     """The rows of a global batch in the order of their positions, from the parts of all ranks."""
     assert {part.first for part in parts} == {first}
     queues = [iter(real_rows(part)) for part in parts]
@@ -119,9 +119,9 @@ def in_order(parts: list[Step], first: int, batch_rows: int) -> list[Any]:
 
 def test_rows_are_those_of_the_order() -> None:
     prepared, config = two()
-    readers = [source.rows for source in prepared.train]
-    order = Order(SEED, [reader.period for reader in readers], [3.0, 1.0], length=T)
-    source, _, row = order.rows(0, 40)
+    readers = [source.stored for source in prepared.sources]
+    sampler = MixtureSampler(SEED, [reader.period for reader in readers], [3.0, 1.0], length=T)
+    source, _, row = sampler.rows(0, 40)
     rows = [row for step in take(TrainLoader(prepared, config, SEED, 8, 4), 5) for row in real_rows(step)]
     for (got_source, tokens, labels), i, k in zip(rows, source, row, strict=True):
         text = readers[i].rows(np.array([k]), T)[0].tolist()
@@ -130,7 +130,7 @@ def test_rows_are_those_of_the_order() -> None:
 
 def test_an_epoch_holds_every_row_of_a_source_once() -> None:
     prepared, config = two()
-    reader = prepared.train[1].rows
+    reader = prepared.sources[1].stored
     count = reader.row_count(T)
     steps = take(TrainLoader(prepared, config, SEED, 8, 8), count)
     rows = [tokens for step in steps for source, tokens, _ in real_rows(step) if source == 1][:count]
@@ -237,21 +237,21 @@ def test_steps_that_are_put_back_come_again(batch_rows: int) -> None:
         with TrainLoader(*job.data, SEED, batch_rows, 1) as loader:
             for _ in range(taken + 1):
                 next(loader)
-            loader.put_back()
+            loader.undo_last()
             assert loader.position == batch_rows * taken
-            job.state, job.done = json.loads(json.dumps(loader.state())), taken
+            job.state, job.done = json.loads(json.dumps(loader.state_dict())), taken
         assert job.run(2, 2) == straight[taken : taken + 2]
 
 
 @pytest.mark.parametrize("rank", range(3))
 def test_a_rank_orders_the_rows_of_no_other(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    at, asked = Order.at, []
+    at, asked = MixtureSampler.at, []
 
-    def counted(self: Order, positions: np.ndarray) -> Any:
+    def counted(self: MixtureSampler, positions: np.ndarray) -> Any:
         asked.extend(positions.tolist())
         return at(self, positions)
 
-    monkeypatch.setattr(Order, "at", counted)
+    monkeypatch.setattr(MixtureSampler, "at", counted)
     take(TrainLoader(*toy({"a": ToyRows(300), "web": live([["abc"], ["de"]])}), SEED, 7, 1, rank, 3), 2)
     assert {position % 3 for position in asked} == {rank}
 
@@ -365,9 +365,9 @@ def test_document_numbers_of_a_batch_follow_its_end_of_text_tokens(prepared_byte
 def test_position_counts_the_rows_handed_out_and_not_those_read_ahead() -> None:
     prepared, config = two()
     with TrainLoader(prepared, config, SEED, 6, 2) as loader:
-        assert loader.state()["rows"] == 0
+        assert loader.state_dict()["rows"] == 0
         positions = [loader.position for _ in itertools.islice(loader, 3)]
-        assert loader.state()["rows"] == 18
+        assert loader.state_dict()["rows"] == 18
     assert positions == [6, 12, 18]
 
 
@@ -446,9 +446,9 @@ def test_other_weights_are_refused_and_hold_from_there_where_they_are_allowed() 
 
 def test_another_seed_is_refused_whatever_is_allowed() -> None:
     prepared, config = two()
-    state = TrainLoader(prepared, config, SEED, 6, 2).state()
+    state = TrainLoader(prepared, config, SEED, 6, 2).state_dict()
     with pytest.raises(UserError, match=r"run.seed was 5, is 6; restore"):
-        TrainLoader(prepared, config, 6, 6, 2).load_state(state, 0, allow_change=True)
+        TrainLoader(prepared, config, 6, 6, 2).load_state_dict(state, 0, allow_change=True)
 
 
 def test_who_goes_on_with_other_data_is_told_which_sources_begin_anew() -> None:
@@ -457,7 +457,7 @@ def test_who_goes_on_with_other_data_is_told_which_sources_begin_anew() -> None:
     job.run(1, 8)
     prepared, config = toy({"one": ToyRows(4008), "new": ToyRows(600, 20_000), "small": small})
     assert job.state is not None
-    told = TrainLoader(prepared, config, SEED, 10, 5).load_state(job.state, job.done, allow_change=True)
+    told = TrainLoader(prepared, config, SEED, 10, 5).load_state_dict(job.state, job.done, allow_change=True)
     assert told[-2:] == ["source one begins anew, whatever was read of it before", "source new begins anew"]
 
 
@@ -472,7 +472,7 @@ def test_other_data_is_refused_with_the_difference_and_goes_on_where_it_is_allow
     count = small.row_count(T)
     epoch = [row[1] for row in before if row[0] == 1] + [row[1] for row in after if row[0] == 1]
     assert sorted(epoch[:count]) == sorted(small.rows(np.arange(count), T)[:, :-1].tolist())
-    first_new = [row[1] for row in after if row[0] == 0][: job.data[0].train[0].rows.row_count(T)]
+    first_new = [row[1] for row in after if row[0] == 0][: job.data[0].sources[0].stored.row_count(T)]
     assert len({tuple(row) for row in first_new}) == len(first_new)
     assert job.state is not None
     (change,) = job.state["changes"]
@@ -490,8 +490,8 @@ def test_text_that_was_exchanged_begins_anew_under_another_order() -> None:
         job.run(1, 1)
     job.run(1, 1, allow_change=True)
     assert job.state is not None
-    assert (job.state["numbers"], job.state["carry"][0], job.state["start"]) == ([2, 1], 0, 30)
-    assert job.state["carry"][1] > 0
+    assert (job.state["shuffle_ids"], job.state["consumed_before"][0], job.state["start"]) == ([2, 1], 0, 30)
+    assert job.state["consumed_before"][1] > 0
 
 
 def test_a_source_that_was_gone_and_comes_back_is_read_in_another_order() -> None:
@@ -503,7 +503,7 @@ def test_a_source_that_was_gone_and_comes_back_is_read_in_another_order() -> Non
     job.data = toy({"a": one, "b": other})
     again = [row for batch in job.run(1, 2, allow_change=True) for row in batch if row[0] == 1]
     assert job.state is not None
-    assert (job.state["numbers"], job.state["next_number"]) == ([0, 2], 3)
+    assert (job.state["shuffle_ids"], job.state["next_shuffle_id"]) == ([0, 2], 3)
     assert [row[1] for row in again[:4]] != [row[1] for row in first[:4]]
 
 
@@ -552,11 +552,11 @@ def test_everything_that_changed_is_recorded() -> None:
 def test_a_run_that_needs_more_epochs_than_allowed_is_refused_with_the_numbers() -> None:
     prepared, config = toy({"a": ToyRows(801), "b": ToyRows(8001, 1000)}, max_epochs={"a": 2})
     loader = TrainLoader(prepared, config, SEED, 10, 5)
-    order = Order(SEED, [100, 1000], [1.0, 1.0])
-    last = next(s for s in itertools.count() if order.consumed(10 * (s + 1))[0] > 200)
-    loader.check_supply(last)
+    sampler = MixtureSampler(SEED, [100, 1000], [1.0, 1.0])
+    last = next(s for s in itertools.count() if sampler.consumed(10 * (s + 1))[0] > 200)
+    loader.check_epochs(last)
     with pytest.raises(UserError, match=f"have 200; it lasts until step {last}"):
-        loader.check_supply(last + 1)
+        loader.check_epochs(last + 1)
     rows = itertools.islice(loader, last)
     assert sum(int((step.sources == 0).sum()) for step in rows) <= 200
     loader.close()
@@ -565,7 +565,7 @@ def test_a_run_that_needs_more_epochs_than_allowed_is_refused_with_the_numbers()
 def test_a_source_lasts_for_fewer_steps_once_rows_of_it_are_left_out() -> None:
     prepared, config = toy({"a": ToyRows(801)}, max_epochs={"a": 2})
     with TrainLoader(prepared, config, SEED, 10, 5) as loader:
-        before, start = loader.first_shortage, loader.state()
+        before, start = loader.first_shortage, loader.state_dict()
         loader.omit((20, 50))
         after = loader.first_shortage
         loader.rewind(start, 0)
@@ -585,7 +585,7 @@ def test_a_source_that_runs_dry_in_mid_run_says_so() -> None:
 
 def test_a_damaged_block_stops_the_run_with_its_name(prepared_bytes: Build) -> None:
     prepared, config = prepared_bytes()
-    (path,) = (prepared.folders["text-0"] / "train").glob("*.bin")
+    (path,) = (folders(prepared)["text-0"] / "train").glob("*.bin")
     content = bytearray(path.read_bytes())
     content[100] ^= 1
     path.write_bytes(content)
@@ -632,14 +632,14 @@ def test_processes_that_tokenize_change_no_row_and_no_state_at_whatever_step_the
 
     with loader(0) as plain:
         straight = [real_rows(step) for step in take(plain, 30)]
-        end = plain.state()
+        end = plain.state_dict()
     with loader(2) as begun:
         rows = [real_rows(step) for step in take(begun, 11)]
-        state = begun.state()
+        state = begun.state_dict()
     with loader(1) as resumed:
-        resumed.load_state(state, 11)
+        resumed.load_state_dict(state, 11)
         rows += [real_rows(step) for step in take(resumed, 19)]
-        assert (rows, resumed.state()) == (straight, end)
+        assert (rows, resumed.state_dict()) == (straight, end)
 
 
 def test_notes_of_live_sources_reach_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -682,6 +682,6 @@ def test_what_was_seen_of_each_source_is_what_was_handed_out_over_resumes():
     assert {name: tokens for name, (tokens, _) in halves[0].seen().items()} == {
         "large": counts[0] * T, "small": counts[1] * T
     }  # fmt: skip
-    assert [size for _, size in halves[0].seen().values()] == [s.rows.period for s in prepared.train]
-    loader.load_state(halves[1].state(lambda text: [text]), 50)
+    assert [size for _, size in halves[0].seen().values()] == [s.stored.period for s in prepared.sources]
+    loader.load_state_dict(halves[1].state_dict(lambda text: [text]), 50)
     assert loader.seen() == halves[1].seen()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from llmkit.config import schema
 from llmkit.data.loader import TrainLoader
 from llmkit.data.omitted import Omitted
-from llmkit.data.position import read_position
+from llmkit.data.state import read_data_state
 from llmkit.errors import UserError
 from tests.data.test_loader import SEED, mixtures, real_rows
 from tests.data.toy import ToyRows, toy
@@ -62,11 +62,11 @@ class Loaders:
             found.append(dict(sorted(rows.items())))
         return found
 
-    def state(self) -> Any:
+    def state_dict(self) -> Any:
         known: list[str] = []
         for loader in self.each:
-            loader.state(lambda text: known.append(text) or [text])  # type: ignore[func-returns-value]
-        (state,) = {json.dumps(loader.state(lambda text: known)) for loader in self.each}
+            loader.state_dict(lambda text: known.append(text) or [text])  # type: ignore[func-returns-value]
+        (state,) = {json.dumps(loader.state_dict(lambda text: known)) for loader in self.each}
         return json.loads(state)
 
 
@@ -84,7 +84,7 @@ def test_what_is_trained_on_without_a_window_depends_on_no_ranks_and_no_resumes(
     count = sum(steps for _, steps in worlds)
     with Loaders(data, *sizes, world=1) as alone:
         alone.steps(back)
-        state = alone.state()
+        state = alone.state_dict()
         ahead = alone.steps(skip[0] + skip[1] + count + 60)  # as a window of a live source is long
         window = min(ahead[skip[0] - 1]), max(ahead[skip[0] + skip[1] - 1]) + 1
         (loader,) = alone.each
@@ -104,11 +104,11 @@ def test_what_is_trained_on_without_a_window_depends_on_no_ranks_and_no_resumes(
     for number, (world, steps) in enumerate(worlds):
         with Loaders(data, *sizes, world) as loaders:
             for loader in loaders.each:
-                loader.load_state(state, back)
+                loader.load_state_dict(state, back)
                 if number == 0:
                     assert loader.omit(window) == (start, stop)
             found += loaders.steps(steps)
-            state, back = loaders.state(), back + steps
+            state, back = loaders.state_dict(), back + steps
     assert found == straight
 
 
@@ -118,12 +118,12 @@ def test_a_stage_that_begins_in_a_window_begins_at_its_step_behind_it() -> None:
     data = toy({"a": ToyRows(4000), "b": ToyRows(4000, 9000)}, {"a": 1.0}, curriculum=stages)
     with Loaders(data, 8, 4, world=1) as alone:
         (loader,) = alone.each
-        state = alone.state()
+        state = alone.state_dict()
         straight = alone.steps(12)
         loader.rewind(state, 0)
         loader.omit((3 * 8, 6 * 8))  # steps 4 to 6
         again = alone.steps(6)
-        saved = alone.state()
+        saved = alone.state_dict()
     assert again[:3] == straight[:3]
     used = [row for step in again for row in step.values()]
     left_out = [row for step in straight[3:6] for row in step.values()]
@@ -132,14 +132,14 @@ def test_a_stage_that_begins_in_a_window_begins_at_its_step_behind_it() -> None:
     assert shares[3] == 4 and shares[4] >= 5, "step 4 has the weights of before, step 5 the new ones"
     with Loaders(data, 8, 4, world=2) as loaders:
         for each in loaders.each:
-            each.load_state(saved, 6)
-        assert loaders.state() == saved
+            each.load_state_dict(saved, 6)
+        assert loaders.state_dict() == saved
 
 
 def test_a_position_with_weights_of_rows_that_are_not_fixed_is_refused() -> None:
     with Loaders(toy({"a": ToyRows(400)}, {}), 8, 4, world=1) as alone:
-        state = alone.state()
+        state = alone.state_dict()
     state["segments"].append([16, [1.0]])
     with pytest.raises(UserError, match="segments start at"):
-        read_position(state)
-    assert read_position(state | {"omitted": [[8, 16]]}).without_plans().omitted == []
+        read_data_state(state)
+    assert read_data_state(state | {"omitted": [[8, 16]]}).without_plans().omitted == []

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from llmkit.data import prefetch as module
-from llmkit.data.prefetch import GaveUp, Prefetch
+from llmkit.data.prefetch import Interrupted, Prefetch
 from llmkit.errors import RunFault
 from tests.limits import HANG
 
@@ -78,7 +78,7 @@ class Stalled:
 
 def test_who_waits_too_long_is_told_for_what(monkeypatch: pytest.MonkeyPatch) -> None:
     source = Stalled(monkeypatch)
-    ahead = Prefetch(source.items(), 2, stall_seconds=0.002, activity=lambda: "source web")
+    ahead = Prefetch(source.items(), 2, stall_seconds=0.002, describe=lambda: "source web")
     with pytest.raises(RunFault, match=r"nothing came from source web for 0.002 seconds"):
         next(ahead)
     source.release()
@@ -94,14 +94,14 @@ def test_what_takes_long_but_gets_on_is_awaited(monkeypatch: pytest.MonkeyPatch)
             source.release()
         return count
 
-    ahead = Prefetch(source.items(), 2, stall_seconds=0.001, progress=progress)
+    ahead = Prefetch(source.items(), 2, stall_seconds=0.001, heartbeat=progress)
     assert list(ahead) == ["late"]
 
 
 def test_who_waits_can_give_up_and_wait_again(monkeypatch: pytest.MonkeyPatch) -> None:
     source, answers = Stalled(monkeypatch), iter([0, 0, 3])
     ahead = Prefetch(source.items(), 2, stall_seconds=HANG, give_up=lambda: next(answers, 0))
-    with pytest.raises(GaveUp) as error:
+    with pytest.raises(Interrupted) as error:
         next(ahead)
     assert error.value.why == 3
     source.release()

@@ -10,16 +10,16 @@ import pytest
 
 from llmkit.config import schema
 from llmkit.data.building.prepare import prepare
-from llmkit.data.prepared import Prepared, lane_lines, verify
+from llmkit.data.prepared import PreparedData, lane_lines, verify
 from llmkit.data.shards.writer import ShardWriter
 from llmkit.errors import UserError
 from llmkit.files import write_sealed
 from tests.data.live.fakes import live
 from tests.data.shards.megatron_files import write_megatron
 from tests.data.tokens.tokenizers_for_tests import bytes_tokenizer
-from tests.data.toy import ToyRows, toy
+from tests.data.toy import ToyRows, folders, toy
 
-Build = Callable[..., tuple[Prepared, schema.Data]]
+Build = Callable[..., tuple[PreparedData, schema.Data]]
 END = "<|endoftext|>"
 
 
@@ -47,13 +47,13 @@ def test_sizes_are_those_of_all_sources(prepared_bytes: Build) -> None:
     text = sum(len(Path(str(source.path)).read_bytes().replace(b"\n", b"")) for source in config.sources)
     assert prepared.train_bytes + prepared.heldout_bytes == text
     # Bytes as tokens: one a byte, one before the first and one after each document.
-    documents = sum(source.stored.documents for source in prepared.train if source.stored)
-    assert prepared.train_tokens == prepared.train_bytes + documents + len(prepared.train)
+    documents = sum(source.stored.documents for source in prepared.sources if source.stored)
+    assert prepared.train_tokens == prepared.train_bytes + documents + len(prepared.sources)
 
 
 def test_sources_are_named_by_type_and_place(prepared_bytes: Build) -> None:
     prepared, _ = prepared_bytes()
-    assert [(source.name, source.weight) for source in prepared.train] == [("text-0", 3.0), ("text-1", 1.0)]
+    assert [(source.name, source.weight) for source in prepared.sources] == [("text-0", 3.0), ("text-1", 1.0)]
 
 
 def test_text_that_does_not_fill_a_row_is_refused(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_verify_reads_everything_and_names_what_is_damaged(prepared_bytes: Build
     assert [line.split(":")[0] for line in lines] == [
         "text-0/train", "text-0/heldout", "text-1/train", "text-1/heldout",
     ]  # fmt: skip
-    folder = prepared.folders["text-1"]
+    folder = folders(prepared)["text-1"]
     path = folder / "heldout" / "text-1-00000.bin"
     path.write_bytes(path.read_bytes()[:-1] + b"\x99")
     damaged = prepare(config, silent)
@@ -81,7 +81,7 @@ def test_verify_reads_everything_and_names_what_is_damaged(prepared_bytes: Build
 
 def test_tokens_of_another_tokenizer_are_refused(prepared_bytes: Build) -> None:
     prepared, config = prepared_bytes()
-    path = prepared.folders["text-0"] / "train" / "index.json"
+    path = folders(prepared)["text-0"] / "train" / "index.json"
     index = json.loads(path.read_text())
     del index["checksum"]
     write_sealed(path, {**index, "tokenizer": "0" * 16})
@@ -98,7 +98,7 @@ def test_tokens_of_another_tokenizer_are_refused(prepared_bytes: Build) -> None:
 )
 def test_a_damaged_record_is_refused(prepared_bytes: Build, content: str) -> None:
     prepared, config = prepared_bytes()
-    folder = prepared.folders["text-1"]
+    folder = folders(prepared)["text-1"]
     (folder / "source.json").write_text(content)
     with pytest.raises(UserError, match=rf"source.json: of another version or damaged; delete {folder}"):
         prepare(config, silent)
@@ -112,14 +112,14 @@ def test_shards_of_others_are_read_in_place(tmp_path: Path) -> None:
     )
     lines: list[str] = []
     prepared = prepare(settings(tmp_path, source), lines.append)
-    (one,) = prepared.train
+    (one,) = prepared.sources
     assert (one.name, one.kind, one.max_epochs) == ("mine", "shards", 2)
     assert one.stored is not None
     assert prepared.tokenizer.decode(one.stored.document(0)) == "some text that is given"
     assert prepared.heldout_bytes == len("and some more")
-    assert prepared.folders == {}
+    assert folders(prepared) == {}
     assert lines == ["data: 217 training tokens of 207 bytes, 13 bytes held out"]
-    assert prepared.fingerprint["sources"][0]["kind"] == "shards"
+    assert prepared.fingerprint.sources[0].kind == "shards"
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_megatron_files_are_read_in_place(tmp_path: Path) -> None:
     write_megatron(tmp_path / "given", documents, dtype="int32")
     source = schema.Source(type="megatron", path=str(tmp_path / "given"))
     prepared = prepare(settings(tmp_path, source), silent)
-    assert (prepared.train[0].kind, prepared.train_tokens, prepared.heldout) == ("megatron", 36, ())
+    assert (prepared.sources[0].kind, prepared.train_tokens, prepared.heldout) == ("megatron", 36, {})
     lines: list[str] = []
     verify(prepared, lines.append)
     assert lines == ["megatron-0/train: 36 tokens in 1 blocks are ids of the vocabulary"]
@@ -180,7 +180,7 @@ def test_the_loss_masks_of_chats_come_through(tmp_path: Path) -> None:
     path.write_text((json.dumps({"messages": turns}) + "\n") * 9)
     source = schema.Source(type="jsonl", path=str(path), record="chat")
     prepared = prepare(settings(tmp_path, source, validation_fraction=0.0), silent)
-    stored = prepared.train[0].stored
+    stored = prepared.sources[0].stored
     assert stored is not None
     assert stored.has_mask
     tokens, targets = stored.read(0, stored.tokens), stored.read_targets(0, stored.tokens)

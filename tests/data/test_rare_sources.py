@@ -29,7 +29,7 @@ def rare(lanes: int, units: int, weight: float, sizes: Any = 1, **more: Any) -> 
 def times_read(data: tuple[Any, schema.Data], epochs: int, batch_rows: int) -> list[float]:
     """How often each document was read after so many epochs' worth of rows."""
     prepared, config = data
-    documents = [one.text for unit in prepared.train[1].rows.reader.documents for one in unit]
+    documents = [one.text for unit in prepared.sources[1].live.reader.documents for one in unit]
     needed = epochs * sum(len(text) + 1 for text in documents)
     seen: Counter[int] = Counter()
     tokens = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,8 @@ from xxhash import xxh64_hexdigest
 
 from llmkit.config import schema
 from llmkit.data.live.source import LiveSource
+from llmkit.data.prepared import PreparedData
+from llmkit.data.source import Source
 
 T = 8
 END = 0
@@ -51,7 +54,7 @@ class ToyRows:
 
 def toy(
     sources: dict[str, Any], weights: dict[str, float] | None = None, **changes: Any
-) -> tuple[Any, schema.Data]:
+) -> tuple[PreparedData, schema.Data]:
     """What a loader reads, of these sources, and settings to go with it."""
     weights = weights or {}
     lanes = [rows.lane_limit for rows in sources.values() if isinstance(rows, LiveSource)]
@@ -61,42 +64,24 @@ def toy(
         for name, rows in sources.items()
     }
     max_epochs: dict[str, int] = changes.pop("max_epochs", {})
-    specs = [
-        schema.Source(
-            type="text", path="x", name=name, weight=weights.get(name, 1.0), max_epochs=max_epochs.get(name)
-        )
-        for name in sources
-    ]
-    config = schema.Data(sources=specs, sequence_length=changes.pop("sequence_length", T), **changes)
-    prints = [
-        {
-            "name": name,
-            "kind": "live" if isinstance(rows, LiveSource) else "shards",
-            "tokens": None if isinstance(rows, LiveSource) else rows.tokens,
-            "digest": rows.digest,
-            "strict_digest": rows.strict_digest if isinstance(rows, LiveSource) else None,
-            "heldout": None,
-        }
-        for name, rows in sources.items()
-    ]
-    prepared = SimpleNamespace(
-        train=tuple(
-            SimpleNamespace(
-                name=spec.name, rows=rows, weight=spec.weight, max_epochs=spec.max_epochs, reference=None
-            )
-            for spec, rows in zip(specs, sources.values(), strict=True)
-        ),
-        tokenizer=SimpleNamespace(end_of_text_id=END, hash="toy"),
-        sequence_length=config.sequence_length,
-        document_masks=config.document_masks,
-        has_pairs=False,
-        fingerprint={
-            "tokenizer": "toy",
-            "sequence_length": config.sequence_length,
-            "document_masks": config.document_masks,
-            "packing": config.packing,
-            "lanes": columns,
-            "sources": prints,
-        },
+    opened = []
+    for index, (name, rows) in enumerate(sources.items()):
+        is_live = isinstance(rows, LiveSource)
+        spec = schema.Source(
+            type="text", path="x", name=name, live=is_live,
+            weight=weights.get(name, 1.0), max_epochs=max_epochs.get(name),
+        )  # fmt: skip
+        opened.append(Source(index, spec, **{"live" if is_live else "stored": rows}))
+    config = schema.Data(
+        sources=[source.spec for source in opened],
+        sequence_length=changes.pop("sequence_length", T),
+        **({"stream_shards": columns} if columns else {}),
+        **changes,
     )
-    return prepared, config
+    tokenizer: Any = SimpleNamespace(end_of_text_id=END, hash="toy")
+    return PreparedData.of(config, tokenizer, opened), config
+
+
+def folders(prepared: PreparedData) -> dict[str, Path]:
+    """What was built, by source."""
+    return {source.name: source.folder for source in prepared.sources if source.folder is not None}

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from llmkit.cli import main
-from llmkit.data.blocks import BlockMaker
-from llmkit.data.evaluation import HeldOut
+from llmkit.data.batches import BatchReader
+from llmkit.data.eval_loader import EvalLoader
 from llmkit.engine.native import NativeEngine
 from llmkit.errors import UserError
 from llmkit.loop.trainer import Trainer
@@ -43,27 +43,27 @@ def at_step(patch: Patch, number: int, act: Callable[[], None]) -> None:
 
 def in_evaluation(patch: Patch) -> None:
     """Is asked to stop after the third batch of the first evaluation."""
-    batches, begun = HeldOut.__iter__, itertools.count(1)
+    batches, begun = EvalLoader.__iter__, itertools.count(1)
 
-    def watched(self: HeldOut) -> Iterator[Any]:
+    def watched(self: EvalLoader) -> Iterator[Any]:
         first = next(begun) == 1
         for index, batch in enumerate(batches(self)):
             if first and index == 3:
                 end_self()
             yield batch
 
-    patch.setattr(HeldOut, "__iter__", watched)
+    patch.setattr(EvalLoader, "__iter__", watched)
 
 
 def blocks_that_end(patch: Patch, count: int, last: Callable[[], None]) -> None:
     """After `count` blocks of data (of 1, 2, 4, ... steps) comes `last`."""
-    made = BlockMaker.blocks
+    made = BatchReader.blocks
 
-    def ending(self: BlockMaker) -> Iterator[Any]:
+    def ending(self: BatchReader) -> Iterator[Any]:
         yield from itertools.islice(made(self), count)
         last()
 
-    patch.setattr(BlockMaker, "blocks", ending)
+    patch.setattr(BatchReader, "blocks", ending)
 
 
 def broken_line() -> None:

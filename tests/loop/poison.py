@@ -10,7 +10,7 @@ import torch
 
 from llmkit.batch import Rows
 from llmkit.data.loader import TrainLoader
-from llmkit.data.micro_batches import Step
+from llmkit.data.rank_batch import RankBatch
 
 
 def _noise(rows: Rows, positions: list[int], bad: Container[int]) -> Rows:
@@ -27,7 +27,7 @@ def poisoned(bad: Container[int]) -> Iterator[None]:
     """In here the rows at these positions are noise, whichever rank reads them and whenever."""
     take = TrainLoader.__next__
 
-    def next_step(loader: TrainLoader) -> Step:
+    def next_step(loader: TrainLoader) -> RankBatch:
         step = take(loader)
         size = len(step.positions) // len(step.micro_batches)
         positions = step.positions.tolist()

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from llmkit.data.loader import TrainLoader
-from llmkit.data.micro_batches import Step
-from llmkit.data.prefetch import GaveUp
+from llmkit.data.prefetch import Interrupted
+from llmkit.data.rank_batch import RankBatch
 from llmkit.errors import SourceDryError, UserError
 from llmkit.loop.batches import Batches, NoBatch
 from llmkit.loop.control import Control
@@ -57,20 +57,20 @@ def batches(loader: TrainLoader, *others: int) -> Batches:
 
 def test_a_batch_is_given_where_all_have_one(loader: TrainLoader) -> None:
     batch = batches(loader).next(unready=True)
-    assert isinstance(batch, Step)
+    assert isinstance(batch, RankBatch)
     assert (batch.first, loader.position) == (6, 8)
 
 
 def test_where_the_data_of_another_rank_fail_nothing_was_taken(loader: TrainLoader) -> None:
-    before = loader.state()
+    before = loader.state_dict()
     assert batches(loader, 0, 1).next(unready=True) == NoBatch(failed=True)
-    assert loader.state() == before
+    assert loader.state_dict() == before
 
 
 def test_the_error_of_this_rank_is_given(loader: TrainLoader, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = UserError("line 3 of web is broken")
 
-    def fails(loader: TrainLoader) -> Step:
+    def fails(loader: TrainLoader) -> RankBatch:
         raise broken
 
     monkeypatch.setattr(TrainLoader, "__next__", fails)
@@ -83,35 +83,35 @@ def test_a_live_source_has_run_dry_where_the_lanes_of_all_ranks_are_at_their_end
     at_its_end: TrainLoader,
 ) -> None:
     assert not at_its_end.ready(1), "the ranks have to agree"
-    before = at_its_end.state()
+    before = at_its_end.state_dict()
     dry = batches(at_its_end, 0, 0, 0).next(unready=True)
     assert isinstance(dry, NoBatch) and isinstance(dry.error, SourceDryError)
     assert "source web has run dry" in str(dry.error)
-    assert at_its_end.state() == before
+    assert at_its_end.state_dict() == before
 
 
 def test_a_live_source_goes_on_where_another_rank_has_some_left(at_its_end: TrainLoader) -> None:
-    assert isinstance(batches(at_its_end, 0, 0, 1).next(unready=True), Step)
+    assert isinstance(batches(at_its_end, 0, 0, 1).next(unready=True), RankBatch)
 
 
 def test_ranks_that_said_that_they_have_a_batch_do_not_wait_for_each_other(loader: TrainLoader) -> None:
-    assert isinstance(batches(loader, 2).next(unready=False), Step)
+    assert isinstance(batches(loader, 2).next(unready=False), RankBatch)
 
 
 def test_where_another_rank_was_asked_to_stop_as_it_waited_nothing_was_taken(loader: TrainLoader) -> None:
-    before = loader.state()
+    before = loader.state_dict()
     assert batches(loader, 2).next(unready=True) == NoBatch(stop=2)
-    assert loader.state() == before
+    assert loader.state_dict() == before
 
 
 def test_who_gives_up_waiting_takes_nothing_and_says_why(
     loader: TrainLoader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def awaited(loader: TrainLoader) -> Step:
-        raise GaveUp(loader.give_up())
+    def awaited(loader: TrainLoader) -> RankBatch:
+        raise Interrupted(loader.give_up())
 
-    before = loader.state()
+    before = loader.state_dict()
     monkeypatch.setattr(TrainLoader, "__next__", awaited)
     stopping = Batches(loader, OneOfTwo(), lambda: 1)
     assert stopping.next(unready=True) == NoBatch(stop=1)
-    assert loader.state() == before
+    assert loader.state_dict() == before

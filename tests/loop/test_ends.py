@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from llmkit.checkpoint.read import open as open_checkpoint
-from llmkit.data.blocks import BlockMaker
+from llmkit.data.batches import BatchReader
 from llmkit.end_file import End, read_end
 from llmkit.errors import RunFault, UserError
 from llmkit.loop.control import Control
@@ -110,7 +110,7 @@ def test_an_error_in_a_step_says_what_is_lost(project, monkeypatch, capsys):
 
 def end_of_data(monkeypatch, steps: int, error: Exception) -> None:
     """After so many steps (1, 3, 7, ...) the data raise `error`."""
-    made = BlockMaker.blocks
+    made = BatchReader.blocks
 
     def ending(self):
         yield from itertools.islice(
@@ -118,7 +118,7 @@ def end_of_data(monkeypatch, steps: int, error: Exception) -> None:
         )  # of 1, 2, 4, ... steps
         raise error
 
-    monkeypatch.setattr(BlockMaker, "blocks", ending)
+    monkeypatch.setattr(BatchReader, "blocks", ending)
 
 
 def test_data_that_fail_end_the_run_saved_as_it_was_before_their_step(project, monkeypatch, capsys):

@@ -15,7 +15,7 @@ import pytest
 from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.cli import main
 from llmkit.config.schema import Config, Data, Evaluate, Source
-from llmkit.data.evaluation import HeldOut
+from llmkit.data.eval_loader import EvalLoader
 from llmkit.loop.evaluations import take_over_record
 from llmkit.loop.state import TrainState
 from llmkit.monitor.metrics import MetricsFile
@@ -25,7 +25,7 @@ from tests.program import at_step, events, rows, timeless, train
 
 def during_evaluation(monkeypatch, number: int, act) -> None:
     """Calls `act` after the first batch of evaluation `number`, counted over all runs of this test."""
-    batches, begun = HeldOut.__iter__, [0]
+    batches, begun = EvalLoader.__iter__, [0]
 
     def watched(self):
         begun[0] += 1
@@ -35,7 +35,7 @@ def during_evaluation(monkeypatch, number: int, act) -> None:
                 act()
             yield batch
 
-    monkeypatch.setattr(HeldOut, "__iter__", watched)
+    monkeypatch.setattr(EvalLoader, "__iter__", watched)
 
 
 STRAIGHT = ["evaluate.every_steps=4", "train.micro_batch_size=1"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from llmkit.data.micro_batches import Step
+from llmkit.data.rank_batch import RankBatch
 from llmkit.loop.samples import LeftOutReport, SampleLog, cut_back_samples, samples_file
 from llmkit.ownership.claim import Claim
 from llmkit.parallel.mesh import Mesh
@@ -22,10 +22,10 @@ def mesh(tensor_rank: int = 0) -> Mesh:
     return Mesh(2 + tensor_rank, 6, {"tensor": 2})
 
 
-def batch(first: int, sources: list[int], hashes: list[int]) -> Step:
+def batch(first: int, sources: list[int], hashes: list[int]) -> RankBatch:
     """As of data rank 1 of 3."""
     positions = first + (1 - first) % 3 + 3 * np.arange(len(sources))
-    return Step([], 0, 0, 4, first, np.array([sources]), np.array(hashes, dtype=np.uint64), positions)
+    return RankBatch([], 0, 0, 4, first, np.array([sources]), np.array(hashes, dtype=np.uint64), positions)
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ import pytest
 
 from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.config.load import load
-from llmkit.data.evaluation import HeldOut
+from llmkit.data.eval_loader import EvalLoader
 from llmkit.data.loader import TrainLoader
 from llmkit.engine.native import NativeEngine
 from llmkit.errors import RunFault
@@ -58,7 +58,7 @@ def test_the_columns_of_time_follow_from_what_a_step_takes(
     clock.takes(NativeEngine, "train_step", 2.0)
     clock.takes(TrainLoader, "__next__", 0.5)
     clock.takes(saving, "write_and_commit", 100.0)
-    clock.takes(HeldOut, "__iter__", 300.0)
+    clock.takes(EvalLoader, "__iter__", 300.0)
     uploads = Hook()
     for name in ("after_save", "after_evaluate"):
         monkeypatch.setattr(uploads, name, lambda t, what: None, raising=False)

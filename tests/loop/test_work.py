@@ -8,7 +8,7 @@ import torch
 
 from llmkit.batch import Rows
 from llmkit.config.load import load
-from llmkit.data.micro_batches import Step
+from llmkit.data.rank_batch import RankBatch
 from llmkit.loop.work import Work
 from llmkit.monitor.flops import causal_flops_per_token, recomputed_flops_per_token, train_flops_per_token
 from llmkit.plan import Known, Plan, resolve_plan
@@ -19,8 +19,8 @@ def plan_of(*overrides: str) -> Plan:
     return resolve_plan(load("tiny.yaml", list(overrides)), Known(world_size=1, tokenizer_size=257))
 
 
-def step_of(*rows: Rows) -> Step:
-    return Step(list(rows), 1, 1, 1, 0, np.zeros(1), None, np.zeros(1))
+def step_of(*rows: Rows) -> RankBatch:
+    return RankBatch(list(rows), 1, 1, 1, 0, np.zeros(1), None, np.zeros(1))
 
 
 def test_work_is_that_of_the_plan(project) -> None:

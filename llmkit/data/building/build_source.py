@@ -14,14 +14,14 @@ from llmkit.config import schema
 from llmkit.cores import available_cores
 from llmkit.data.building.batch import TokenizeBatch
 from llmkit.data.building.cache import Report, build_once, content_key
-from llmkit.data.building.opened import OpenedSource
+from llmkit.data.building.opened import BUILD_VERSION, SourceRecord
 from llmkit.data.building.parts import PartMaker, group_units, part_bytes_of
 from llmkit.data.building.pool import make_parts
 from llmkit.data.building.progress import Progress
 from llmkit.data.building.stats import BuildStats
 from llmkit.data.building.write_shards import SplitWriter, write_shards
 from llmkit.data.live.heldout import heldout_records
-from llmkit.data.prepared import BUILD_VERSION, SourceRecord
+from llmkit.data.source import Source
 from llmkit.data.sources.reader import SourceReader
 from llmkit.data.sources.records import skipped_summary
 from llmkit.data.tokens.encode import RecordEncoder
@@ -54,7 +54,7 @@ class Builder:
         self._config, self._tokenizer, self._encoder = config, tokenizer, encoder
         self._report, self._workers, self._check = report, workers, check
 
-    def build(self, source: OpenedSource) -> Path:
+    def build(self, source: Source) -> Path:
         """The folder of a source that is tokenized before training; what is not there is built.
 
         Raises UserError if it has no document, or holds out all of them.
@@ -63,18 +63,18 @@ class Builder:
         build_once(folder, lambda tmp: self._fill(source, tmp), self._report)
         return folder
 
-    def folder_of(self, source: OpenedSource) -> Path:
+    def folder_of(self, source: Source) -> Path:
         """Where `build` builds a source."""
         return self._folder(source, {"part_bytes": part_bytes_of(source.files), **self._packing()})
 
-    def build_heldout(self, source: OpenedSource, reader: SourceReader) -> Path:
+    def build_heldout(self, source: Source, reader: SourceReader) -> Path:
         """The folder with the held-out documents of a live source; what is not there is built."""
         units: list[JsonValue] = [list(unit) for unit in reader.splits]
         folder = self._folder(source, {"live": units})
         build_once(folder, lambda tmp: self._fill_heldout(source, reader, tmp / "whole"), self._report)
         return folder
 
-    def _folder(self, source: OpenedSource, described: dict[str, JsonValue]) -> Path:
+    def _folder(self, source: Source, described: dict[str, JsonValue]) -> Path:
         everything: dict[str, JsonValue] = {
             "version": BUILD_VERSION,
             "source": source.described(),
@@ -88,7 +88,7 @@ class Builder:
         config = self._config
         return {"row": config.sequence_length} if config.packing == "best_fit" else {}
 
-    def _fill(self, source: OpenedSource, tmp: Path) -> None:
+    def _fill(self, source: Source, tmp: Path) -> None:
         self._check()
         began = time.monotonic()
         part_bytes = part_bytes_of(source.files)
@@ -142,7 +142,7 @@ class Builder:
                     next(made)
                 yield paths[number]
 
-    def _fill_heldout(self, source: OpenedSource, reader: SourceReader, whole: Path) -> None:
+    def _fill_heldout(self, source: Source, reader: SourceReader, whole: Path) -> None:
         compare, stats = source.spec.record == "text", BuildStats()
         split = SplitWriter(whole / "heldout", source.name, self._tokenizer, compare)
         batch = TokenizeBatch(reader, self._encoder, stats, threads=False)
@@ -157,7 +157,7 @@ class Builder:
         stats.heldout_documents = split.documents
         self._finish(source, stats, whole)
 
-    def _finish(self, source: OpenedSource, stats: BuildStats, whole: Path) -> None:
+    def _finish(self, source: Source, stats: BuildStats, whole: Path) -> None:
         """Write down what was built, and make its names as durable as the files."""
         if self._config.heldout_every and not stats.heldout_documents:
             what = "its first units give none" if source.kind == "live" else (

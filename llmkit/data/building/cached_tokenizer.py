@@ -12,9 +12,9 @@ from xxhash import xxh64_hexdigest
 
 from llmkit.config import schema
 from llmkit.data.building.cache import Report, build_once, content_key, opening_cache
-from llmkit.data.building.opened import OpenedSource
 from llmkit.data.building.parts import HeldOutSampler, group_units, part_bytes_of
 from llmkit.data.live.heldout import heldout_records
+from llmkit.data.source import Source
 from llmkit.data.sources.reader import SourceReader
 from llmkit.data.sources.records import Record, Skipped
 from llmkit.data.tokens.encode import text_of
@@ -34,7 +34,7 @@ PLACES = 64
 
 
 def cached_tokenizer(
-    config: schema.Data, sources: Sequence[OpenedSource], report: Report, check: Callable[[], None]
+    config: schema.Data, sources: Sequence[Source], report: Report, check: Callable[[], None]
 ) -> Tokenizer:
     """The tokenizer of the settings, from the cache or made and put there.
 
@@ -61,7 +61,7 @@ def cached_tokenizer(
 
 
 def planned_tokenizer(
-    config: schema.Data, sources: Sequence[OpenedSource], check: Callable[[], None]
+    config: schema.Data, sources: Sequence[Source], check: Callable[[], None]
 ) -> tuple[Tokenizer, str | None]:
     """The tokenizer of the settings, without writing; with a note where it is one like it.
 
@@ -77,9 +77,9 @@ def planned_tokenizer(
     return tokenizer, note if spec.type == "bpe" else None
 
 
-def _readable(config: schema.Data, sources: Sequence[OpenedSource]) -> list[OpenedSource]:
+def _readable(config: schema.Data, sources: Sequence[Source]) -> list[Source]:
     """The sources with text; raises UserError where a tokenizer is to be trained and there is none."""
-    readable = [source for source in sources if source.kind != "given" and source.spec.record != "ids"]
+    readable = [source for source in sources if not source.is_given and source.spec.record != "ids"]
     if config.tokenizer.type == "bpe" and not readable:
         raise UserError(
             "data.tokenizer.type: bpe trains a tokenizer, but no source has text to train it on; name the "
@@ -88,7 +88,7 @@ def _readable(config: schema.Data, sources: Sequence[OpenedSource]) -> list[Open
     return readable
 
 
-def _folder(config: schema.Data, readable: Sequence[OpenedSource]) -> Path:
+def _folder(config: schema.Data, readable: Sequence[Source]) -> Path:
     described: dict[str, JsonValue] = {"version": VERSION, "tokenizer": _described(config.tokenizer)}
     if config.tokenizer.type == "bpe":
         described["heldout_every"] = config.heldout_every
@@ -128,7 +128,7 @@ def _described(spec: schema.Tokenizer) -> JsonValue:
     return settings
 
 
-def _texts(config: schema.Data, sources: Sequence[OpenedSource], limit: int) -> Iterator[str]:
+def _texts(config: schema.Data, sources: Sequence[Source], limit: int) -> Iterator[str]:
     """Text to train on; of each source from many places, up to its share of `limit` characters."""
     for source in sources:
         places = _places(config, source)
@@ -142,10 +142,10 @@ def _texts(config: schema.Data, sources: Sequence[OpenedSource], limit: int) -> 
                     break
 
 
-def _places(config: schema.Data, source: OpenedSource) -> list[Iterator[Record]]:
+def _places(config: schema.Data, source: Source) -> list[Iterator[Record]]:
     """The training records from some places of a source on."""
     every = config.heldout_every
-    if (live := source.live) is not None:
+    if (live := source.live_reader) is not None:
         held = heldout_records(len(live.splits), every)
         splits = _spread(len(live.splits))
         return [_records(live, (split,), held.get(split, range(0)).__contains__) for split in splits]

@@ -2,49 +2,45 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 from pydantic import JsonValue
 
 from llmkit.config import schema
 from llmkit.data.building.cache import Report, build_once, content_key
-from llmkit.data.shards.dataset import TokenDataset
 from llmkit.data.shards.format import read_index
 from llmkit.data.shards.megatron import MegatronReader
 from llmkit.data.shards.megatron_index import MegatronIndex, find_prefixes, with_suffix
 from llmkit.data.shards.reader import ShardReader
+from llmkit.data.source import Source
 from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.errors import UserError
 from llmkit.files import may_exist, sync_folder, write_sealed
 
 
-class Given(NamedTuple):
-    """What there is to read of such a source; heldout: None = nothing was named."""
-
-    rows: TokenDataset
-    heldout: ShardReader | None
-
-
-def look_at(spec: schema.Source, name: str) -> None:
+def look_at(source: Source) -> None:
     """Raises UserError where there are no such tokens, whatever tokenizer made them; reads little."""
+    spec = source.spec
     if spec.type == "megatron":
         for prefix in find_prefixes(str(_path(spec))):
             MegatronIndex(with_suffix(prefix, ".idx"))
         return
     heldout = [] if spec.heldout_path is None else [Path(spec.heldout_path)]
     for folder in (_path(spec), *heldout):
-        _look_for_index(folder, name)
-        read_index(folder, _remedy(name))
+        _look_for_index(folder, source.name)
+        read_index(folder, _remedy(source.name))
 
 
-def open_given(spec: schema.Source, name: str, tokenizer: Tokenizer) -> Given:
-    """Opens the tokens; raises UserError where they are missing, damaged or made with another tokenizer."""
+def open_given(source: Source, tokenizer: Tokenizer) -> Source:
+    """The source with its tokens. Raises UserError where they are gone, damaged or of another tokenizer."""
+    spec = source.spec
     if spec.type == "megatron":
-        return Given(MegatronReader(_path(spec), tokenizer.vocab_size, tokenizer.end_of_text_id), None)
-    heldout = None if spec.heldout_path is None else _shards(Path(spec.heldout_path), name, tokenizer)
-    return Given(_shards(_path(spec), name, tokenizer), heldout)
+        rows = MegatronReader(_path(spec), tokenizer.vocab_size, tokenizer.end_of_text_id)
+        return dataclasses.replace(source, stored=rows)
+    heldout = None if spec.heldout_path is None else _shards(Path(spec.heldout_path), source.name, tokenizer)
+    return dataclasses.replace(source, stored=_shards(_path(spec), source.name, tokenizer), heldout=heldout)
 
 
 def check_documents(

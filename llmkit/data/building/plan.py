@@ -16,12 +16,12 @@ from llmkit.cores import available_cores
 from llmkit.data.building.batch import TokenizeBatch
 from llmkit.data.building.build_source import SMALL, Builder
 from llmkit.data.building.cached_tokenizer import planned_tokenizer
-from llmkit.data.building.opened import OpenedSource
 from llmkit.data.building.parts import part_bytes_of
 from llmkit.data.building.probe import check_sources, open_sources
 from llmkit.data.building.stats import BuildStats
 from llmkit.data.prepared import shown_size
 from llmkit.data.shards.format import stored_dtype, token_dtype
+from llmkit.data.source import Source
 from llmkit.data.sources.reader import SourceReader
 from llmkit.data.sources.unpacked import share_before, unpacked_bytes
 from llmkit.data.tokens.encode import RecordEncoder
@@ -38,10 +38,11 @@ SAMPLE_SPLITS = 16
 class SourcePlan:
     """What building a source takes; figures are estimates where `sampled` is below 1.
 
-    kind: as in `OpenedSource`. folder: where it is or will be built; is_built: it is there. stored_bytes: of
-    the files as they are. unpacked_bytes: of all that is in them. text_bytes: UTF-8 bytes of the text of the
-    documents that can be used. disk_bytes: of the shards, which stay. seconds: until they are there. sampled:
-    share of the source that was tokenized. None: does not apply, as the source is not built.
+    kind: built, live or given (by others). folder: where it is or will be built; is_built: it is there.
+    stored_bytes: of the files as they are. unpacked_bytes: of all that is in them. text_bytes: UTF-8 bytes
+    of the text of the documents that can be used. disk_bytes: of the shards, which stay. seconds: until
+    they are there. sampled: share of the source that was tokenized. None: does not apply, as the source is
+    not built.
     """
 
     name: str
@@ -125,11 +126,12 @@ def _existing(path: Path) -> Path:
 
 
 def _plan_source(
-    source: OpenedSource, builder: Builder, encoder: RecordEncoder, workers: int, is_final: bool
+    source: Source, builder: Builder, encoder: RecordEncoder, workers: int, is_final: bool
 ) -> SourcePlan:
     stored = sum(file.size for file in source.files)
-    plan = SourcePlan(source.name, source.kind, len(source.files), stored)
-    if source.kind != "built":
+    kind = "given" if source.is_given else "live" if source.spec.live else "built"
+    plan = SourcePlan(source.name, kind, len(source.files), stored)
+    if kind != "built":
         return plan
     folder = builder.folder_of(source) if is_final else None
     if stored > TIKTOKEN_AFTER:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import NoReturn, Protocol
 
-from llmkit.data.processes import Helper, end
+from llmkit.data.worker_process import WorkerProcess, stop_all
 from llmkit.errors import RunFault, UserError
 
 AHEAD = 2
@@ -48,11 +48,11 @@ def make_parts(
         for worker in pool:
             worker.start()
         for worker in pool:
-            worker.give(maker)
+            worker.send(maker)
         yield from _serve(pool, parts, done)
         patience = CLOSE_SECONDS
     finally:
-        end(pool, patience)
+        stop_all(pool, patience)
 
 
 def _serve(pool: list[_Worker], parts: Sequence[int], done: Callable[[int], None]) -> Iterator[int]:
@@ -76,7 +76,7 @@ def _serve(pool: list[_Worker], parts: Sequence[int], done: Callable[[int], None
         yield part
 
 
-class _Worker(Helper):
+class _Worker(WorkerProcess):
     """A worker process. given: parts that it has not answered for yet."""
 
     def __init__(self) -> None:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from llmkit.data.live.lanes import served_lanes
-from llmkit.data.order import Order
+from llmkit.data.sampler import MixtureSampler
 
 POSITIONS = 4096
 """Positions whose lanes are computed at a time: a call alone costs as much as some hundred."""
@@ -45,15 +45,15 @@ class LaneSchedule(Iterable[LaneKey]):
     """
 
     def __init__(
-        self, order: Order, tables: Mapping[int, np.ndarray], rank: int, ranks: int, start: int = 0
+        self, sampler: MixtureSampler, tables: Mapping[int, np.ndarray], rank: int, ranks: int, start: int = 0
     ) -> None:
-        self._order, self._tables, self._start = order, dict(tables), start
+        self._sampler, self._tables, self._start = sampler, dict(tables), start
         self.served = {source: served_lanes(table, rank, ranks) for source, table in tables.items()}
         """The lanes of each source, ascending."""
         self._is_served = {source: np.isin(tables[source], lanes) for source, lanes in self.served.items()}
 
     def __iter__(self) -> Iterator[LaneKey]:
-        begin, last = self._start, self._order.segments[-1]
+        begin, last = self._start, self._sampler.segments[-1]
         is_endless = any(last.quota[source] for source in self._tables)
         while is_endless or begin < last.start:
             _, sources, lanes = self.between(begin, begin + POSITIONS)
@@ -68,8 +68,8 @@ class LaneSchedule(Iterable[LaneKey]):
             positions = np.arange(begin, end)
             is_served = self._is_served[source]
             positions = positions[np.asarray(is_served.any(axis=0))[positions % columns]]
-            positions = positions[self._order.sources(positions) == source]
-            turn = self._order.in_column(source, positions) % rounds
+            positions = positions[self._sampler.sources(positions) == source]
+            turn = self._sampler.in_column(source, positions) % rounds
             rows = np.stack([positions, np.full_like(positions, source), table[turn, positions % columns]])
             found.append(rows[:, is_served[turn, positions % columns]])
         rows = np.concatenate(found, axis=1)

@@ -18,7 +18,7 @@ from xxhash import xxh64_hexdigest
 from llmkit.config import schema
 from llmkit.data.live.heldout import heldout_records
 from llmkit.data.live.lanes import assign_splits, lane_sizes, lane_table, largest_share
-from llmkit.data.shuffle import Word, key
+from llmkit.data.shuffle import HashWord, key
 from llmkit.data.sources.files import File
 from llmkit.data.sources.formats import format_of
 from llmkit.data.sources.reader import SourceReader
@@ -204,7 +204,7 @@ class LiveSource:
         return shuffled(count, self.seed, WINDOW_STREAM, self.stream_id, lane, epoch, split, first)
 
 
-def shuffled(count: int, *words: Word) -> list[int]:
+def shuffled(count: int, *words: HashWord) -> list[int]:
     """The integers below `count` in an order that the words decide."""
     return np.argsort(key(*words, np.arange(count)), kind="stable").tolist()
 

@@ -27,7 +27,7 @@ from llmkit.cores import raise_open_files
 from llmkit.data.live.schedule import LaneKey
 from llmkit.data.live.source import LiveSource
 from llmkit.data.live.stream import Cursor, Lane, Row
-from llmkit.data.processes import Helper, end
+from llmkit.data.worker_process import WorkerProcess, stop_all
 from llmkit.errors import RunFault, UserError
 
 AHEAD_ROWS, AHEAD_TOKENS = 4, 1 << 18
@@ -114,7 +114,7 @@ class LiveRows:
         self._closing.set()
         is_idle = self._lock.acquire(timeout=CLOSE_SECONDS)
         try:
-            end(self._workers, CLOSE_SECONDS)
+            stop_all(self._workers, CLOSE_SECONDS)
             if is_idle:
                 for lane in self._lanes.values():
                     lane.close()
@@ -168,7 +168,7 @@ def make_rows(
             yield key, next(lanes[key])
 
 
-class Worker(Helper):
+class Worker(WorkerProcess):
     """A process that makes the rows of some lanes ahead. First `start` it, then `begin`."""
 
     def __init__(self) -> None:
@@ -183,7 +183,7 @@ class Worker(Helper):
         """Give it the lanes to make; waits until it is up."""
         own = {index: sources[index] for index, _ in cursors}
         longest = max(source.sequence_length for source in own.values())
-        self.give((own, cursors, schedule, max(AHEAD_ROWS, AHEAD_TOKENS // longest)))
+        self.send((own, cursors, schedule, max(AHEAD_ROWS, AHEAD_TOKENS // longest)))
 
 
 def _work(pipe: Connection) -> None:

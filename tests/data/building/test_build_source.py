@@ -22,10 +22,11 @@ from llmkit.config import schema
 from llmkit.data.building import build_source, parts, progress, write_shards
 from llmkit.data.building.parts import PartMaker
 from llmkit.data.building.prepare import prepare
-from llmkit.data.prepared import Prepared
+from llmkit.data.prepared import PreparedData
 from llmkit.errors import UserError
 from tests.data.building import killed
 from tests.data.building.test_packing import cut_by_walking
+from tests.data.toy import folders
 
 
 def silent(line: str) -> None:
@@ -46,10 +47,10 @@ def write_records(tmp_path: Path, records: list[Any]) -> None:
     (tmp_path / "r.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
-def texts(prepared: Prepared) -> tuple[list[str], list[str]]:
+def texts(prepared: PreparedData) -> tuple[list[str], list[str]]:
     """Documents to train on, and those held out."""
     found = []
-    for sources in ([one.stored for one in prepared.train], [one.reader for one in prepared.heldout]):
+    for sources in ([one.stored for one in prepared.sources], [*prepared.heldout.values()]):
         readers = [reader for reader in sources if reader is not None]
         decode = prepared.tokenizer.decode
         found.append([decode(reader.document(n)) for reader in readers for n in range(reader.documents)])
@@ -88,7 +89,7 @@ def test_the_number_of_workers_changes_no_byte(
         config = settings(tmp_path, cache_dir=str(tmp_path / f"cache-{workers}"), packing=packing)
         monkeypatch.setattr(build_source, "SMALL", 0 if workers else 1 << 20)
         prepared = prepare(config, silent, workers=workers or None)
-        built.append((prepared.fingerprint, contents(prepared.folders["jsonl-0"])))
+        built.append((prepared.fingerprint, contents(folders(prepared)["jsonl-0"])))
     assert all(one == built[0] for one in built)
 
 
@@ -129,7 +130,7 @@ def test_a_killed_build_goes_on_with_the_parts_that_it_finished(
     assert any(everything in line for line in lines)
     assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == ["", "", ".lock", ".lock"]
     fresh = prepare(settings(tmp_path, cache_dir=str(tmp_path / "fresh")), silent)
-    assert contents(prepared.folders["jsonl-0"]) == contents(fresh.folders["jsonl-0"])
+    assert contents(folders(prepared)["jsonl-0"]) == contents(folders(fresh)["jsonl-0"])
 
 
 def test_best_fit_cuts_few_documents_that_would_fit(tmp_path: Path) -> None:
@@ -139,7 +140,7 @@ def test_best_fit_cuts_few_documents_that_would_fit(tmp_path: Path) -> None:
     for packing in ("concatenate", "best_fit"):
         lines: list[str] = []
         prepared = prepare(settings(tmp_path, packing=packing, sequence_length=64), lines.append)
-        reader = prepared.train[0].stored
+        reader = prepared.sources[0].stored
         assert reader is not None
         lengths = [reader.document(number).size + 1 for number in range(reader.documents)]
         fits = sum(length <= 64 for length in lengths)
@@ -167,7 +168,7 @@ def test_the_sequence_length_decides_the_folder_only_where_it_decides_the_order(
     write_records(tmp_path, [{"text": f"record {number}"} for number in range(50)])
     for packing, same in (("concatenate", True), ("best_fit", False)):
         one, other = (
-            prepare(settings(tmp_path, packing=packing, sequence_length=length), silent).folders
+            folders(prepare(settings(tmp_path, packing=packing, sequence_length=length), silent))
             for length in (16, 32)
         )
         assert (one == other) == same
@@ -178,10 +179,10 @@ def test_what_is_left_out_is_counted_once_and_told(tmp_path: Path) -> None:
     lines: list[str] = []
     prepared = prepare(settings(tmp_path, tokenizer=schema.Tokenizer(vocab_size=260)), lines.append)
     assert "data: jsonl-0: 5 documents left out: 3 empty, 2 no string (of 65)" in lines
-    assert prepared.left_out == {"jsonl-0": {"empty": 3, "no string": 2}}
-    assert prepare(settings(tmp_path, tokenizer=schema.Tokenizer(vocab_size=260)), lines.append).left_out == (
-        prepared.left_out
-    )
+    counts = prepared.sources[0].left_out
+    assert counts == {"empty": 3, "no string": 2}
+    again = prepare(settings(tmp_path, tokenizer=schema.Tokenizer(vocab_size=260)), lines.append)
+    assert again.sources[0].left_out == counts
 
 
 @pytest.mark.parametrize(
@@ -211,7 +212,7 @@ def test_ids_are_taken_as_they_are(tmp_path: Path) -> None:
     write_records(tmp_path, [{"input_ids": [1, 2, number]} for number in range(30)])
     source = schema.Source(type="jsonl", path=str(tmp_path / "r.jsonl"), record="ids")
     prepared = prepare(settings(tmp_path, sources=[source], validation_fraction=0.0), silent)
-    stored = prepared.train[0].stored
+    stored = prepared.sources[0].stored
     assert stored is not None
     documents = [stored.document(number).tolist() for number in range(stored.documents)]
     assert sorted(documents) == [[1, 2, number] for number in range(30)]
@@ -221,7 +222,7 @@ def test_ids_of_another_vocabulary_are_left_out_or_refused_with_their_place(tmp_
     write_records(tmp_path, [{"input_ids": [1] * 20}, {"input_ids": [1, 257]}, {"input_ids": [-100]}])
     source = schema.Source(type="jsonl", path=str(tmp_path / "r.jsonl"), record="ids")
     prepared = prepare(settings(tmp_path, sources=[source], validation_fraction=0.0), silent)
-    assert prepared.left_out["jsonl-0"] == {"with token ids outside the vocabulary": 2}
+    assert prepared.sources[0].left_out == {"with token ids outside the vocabulary": 2}
     with pytest.raises(UserError, match=r"r.jsonl:2: holds the token id 257, .* go from 0 to 256.*; mend"):
         prepare(settings(tmp_path, sources=[source], errors="raise"), silent)
 
@@ -231,14 +232,14 @@ def test_where_nothing_is_held_out_that_is_told(tmp_path: Path) -> None:
     lines: list[str] = []
     prepared = prepare(settings(tmp_path), lines.append)
     assert "data: jsonl-0: nothing is held out: one in 20 of its 1 documents is none" in lines
-    assert prepared.heldout == ()
+    assert prepared.heldout == {}
 
 
 def test_nothing_is_held_out_where_none_is_asked_for(tmp_path: Path) -> None:
     write_records(tmp_path, [{"text": "record"}] * 30)
     lines: list[str] = []
     prepared = prepare(settings(tmp_path, validation_fraction=0.0), lines.append)
-    assert prepared.heldout == ()
+    assert prepared.heldout == {}
     assert len(texts(prepared)[0]) == 30
     assert not any("nothing is held out" in line for line in lines)
     tokens = 1 + 30 * len("record ")  # end-of-text first, and after each record
@@ -250,7 +251,7 @@ def test_the_held_out_index_tells_what_compressors_make_of_the_text(tmp_path: Pa
     write_records(tmp_path, [{"text": f"record {i} " * 9} for i in range(50)])
     prepared = prepare(settings(tmp_path), silent)
     text = "".join(texts(prepared)[1]).encode()
-    assert prepared.heldout[0].reader.index.extra == {
+    assert next(iter(prepared.heldout.values())).index.extra == {
         "xz_bits_per_byte": 8 * len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)) / len(text),
         "gzip_bits_per_byte": 8 * len(gzip.compress(text, 9)) / len(text),
     }
@@ -259,7 +260,7 @@ def test_the_held_out_index_tells_what_compressors_make_of_the_text(tmp_path: Pa
 def test_much_held_out_text_is_not_compressed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(write_shards, "COMPRESS_LIMIT", 30)
     write_records(tmp_path, [{"text": f"record {i} " * 9} for i in range(50)])
-    assert prepare(settings(tmp_path), silent).heldout[0].reader.index.extra == {}
+    assert prepare(settings(tmp_path), silent).heldout["jsonl-0"].index.extra == {}
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -343,14 +344,14 @@ def test_the_template_decides_the_folder_of_chats_and_of_nothing_else(tmp_path: 
         schema.Source(type="jsonl", path=path, name="chat", record="chat"),
         schema.Source(type="jsonl", path=path, name="text"),
     ]
-    folders = []
+    built = []
     for mark in ("=", "+"):
         template = tmp_path / f"template{mark}"
         template.write_text("{% for message in messages %}" + mark + "{{ message.content }}{% endfor %}")
         tokenizer = schema.Tokenizer(type="bytes", chat_template=str(template))
-        folders.append(prepare(settings(tmp_path, sources=sources, tokenizer=tokenizer), silent).folders)
-    assert folders[0]["chat"] != folders[1]["chat"]
-    assert folders[0]["text"] == folders[1]["text"]
+        built.append(folders(prepare(settings(tmp_path, sources=sources, tokenizer=tokenizer), silent)))
+    assert built[0]["chat"] != built[1]["chat"]
+    assert built[0]["text"] == built[1]["text"]
 
 
 def test_exact_copies_are_counted_told_and_kept(tmp_path: Path) -> None:
@@ -359,9 +360,9 @@ def test_exact_copies_are_counted_told_and_kept(tmp_path: Path) -> None:
     lines: list[str] = []
     prepared = prepare(settings(tmp_path, validation_fraction=0.0), lines.append)
     assert any("; 8 documents are exact copies of others" in line for line in lines), lines
-    assert prepared.duplicates == {"jsonl-0": 8}
+    assert prepared.sources[0].duplicates == 8
     again = prepare(settings(tmp_path, validation_fraction=0.0), silent)
-    assert again.duplicates == {"jsonl-0": 8}
+    assert again.sources[0].duplicates == 8
 
 
 def test_held_out_documents_that_are_trained_on_too_are_told(tmp_path: Path) -> None:

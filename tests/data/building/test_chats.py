@@ -11,8 +11,7 @@ import pytest
 
 from llmkit.config import schema
 from llmkit.data.building.prepare import prepare
-from llmkit.data.position import Fingerprint
-from llmkit.data.prepared import Prepared
+from llmkit.data.prepared import PreparedData
 from llmkit.data.sources.records import SPELLED_END
 
 END = 256
@@ -22,7 +21,7 @@ ENDING = (
 )
 
 
-def chats(folder: Path, template: str, **changes: Any) -> tuple[Prepared, list[str]]:
+def chats(folder: Path, template: str, **changes: Any) -> tuple[PreparedData, list[str]]:
     """What is built of 40 chats, and what was told of it."""
     (folder / "chat.jinja").write_text(template)
     with (folder / "chats.jsonl").open("w") as file:
@@ -43,14 +42,14 @@ def chats(folder: Path, template: str, **changes: Any) -> tuple[Prepared, list[s
 
 def test_a_template_that_ends_the_answer_gives_one_end_of_text_a_chat(tmp_path: Path) -> None:
     prepared, told = chats(tmp_path, ENDING.replace("eos_token", "eos_token + '\\n'"))
-    for reader in (prepared.train[0].stored, prepared.heldout[0].reader):
+    for reader in (prepared.sources[0].stored, next(iter(prepared.heldout.values()))):
         assert reader is not None
         tokens = reader.read(0, reader.tokens)
         ends = np.flatnonzero(tokens == END)
         assert len(ends) == reader.documents + 1
         assert np.diff(ends).min() > 20
         assert reader.read_targets(1, reader.tokens)[ends[1:] - 1].all()  # type: ignore[index]
-    held = prepared.heldout[0].reader
+    held = next(iter(prepared.heldout.values()))
     assert held.documents == 2 and held.index.text_bytes == sum(
         len(f"assistant {text.rpartition(' ')[2]}")
         for text in (prepared.tokenizer.decode(held.document(number)) for number in range(2))
@@ -74,7 +73,7 @@ def test_text_that_spells_end_of_text_at_its_end_is_told(tmp_path: Path, record:
             sequence_length=8,
         )  # fmt: skip
         told: list[str] = []
-        [counts] = prepare(config, told.append).left_out.values()
+        counts = prepare(config, told.append).sources[0].left_out
         assert counts.get(SPELLED_END, 0) == (min(count, 2) if live else count)
         assert any(SPELLED_END in line for line in told) == (count > 0)
 
@@ -82,7 +81,7 @@ def test_text_that_spells_end_of_text_at_its_end_is_told(tmp_path: Path, record:
 @pytest.mark.parametrize("live", [False, True])
 def test_the_template_is_a_part_of_what_a_source_of_chats_is_known_by(tmp_path: Path, live: bool) -> None:
     prints = [
-        Fingerprint.model_validate(chats(tmp_path, template, live=live)[0].fingerprint).sources[0]
+        chats(tmp_path, template, live=live)[0].fingerprint.sources[0]
         for template in (ENDING, ENDING, ENDING.replace("[{{", "({{"))
     ]
     assert prints[0] == prints[1]

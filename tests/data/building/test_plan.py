@@ -12,6 +12,7 @@ from llmkit.data.building import plan
 from llmkit.data.building.plan import plan_build, plan_command, plan_lines
 from llmkit.data.building.prepare import prepare
 from llmkit.errors import UserError
+from tests.data.toy import folders
 
 
 def settings(tmp_path: Path, sources: list[schema.Source], **changes: Any) -> schema.Data:
@@ -41,14 +42,14 @@ def test_what_is_measured_whole_is_what_is_built_and_nothing_is_written(tmp_path
     assert sorted(tmp_path.iterdir()) == before
     lines: list[str] = []
     prepared = prepare(config, lines.append)
-    stored = prepared.train[0].stored
+    stored = prepared.sources[0].stored
     assert stored is not None
-    held = {each.name: each.reader for each in prepared.heldout}["a"]
+    held = prepared.heldout["a"]
     assert (one.sampled, one.documents, one.left_out) == (1.0, stored.documents + held.documents, 0)
     assert one.text_bytes == (stored.text_bytes or 0) + held.index.text_bytes
     assert one.tokens == stored.tokens + held.tokens - 1  # each stream begins with an end-of-text
-    assert one.disk_bytes == pytest.approx(shard_bytes(prepared.folders["a"]), abs=20)
-    assert one.folder == str(prepared.folders["a"])
+    assert one.disk_bytes == pytest.approx(shard_bytes(folders(prepared)["a"]), abs=20)
+    assert one.folder == str(folders(prepared)["a"])
     assert (one.is_built, live.tokens, live.kind) == (False, None, "live")
     again = plan_build(config)
     assert (again.sources[0].is_built, again.disk_bytes, again.seconds) == (True, 0, 0)

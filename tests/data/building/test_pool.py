@@ -80,20 +80,20 @@ def test_workers_do_not_see_the_signals_of_a_whole_job(tmp_path: Path) -> None:
 
 def test_all_workers_come_up_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    start, give = pool._Worker.start, pool._Worker.give
+    start, send = pool._Worker.start, pool._Worker.send
 
     def noted_start(worker: pool._Worker) -> None:
         calls.append("start")
         start(worker)
 
-    def noted_give(worker: pool._Worker, maker: Any) -> None:
-        calls.append("give")
-        give(worker, maker)
+    def noted_send(worker: pool._Worker, maker: Any) -> None:
+        calls.append("send")
+        send(worker, maker)
 
     monkeypatch.setattr(pool._Worker, "start", noted_start)
-    monkeypatch.setattr(pool._Worker, "give", noted_give)
+    monkeypatch.setattr(pool._Worker, "send", noted_send)
     assert list(make_parts(Maker(tmp_path, {}), range(4), 2)) == [0, 1, 2, 3]
-    assert calls == ["start", "start", "give", "give"]
+    assert calls == ["start", "start", "send", "send"]
 
 
 SCRIPT = """

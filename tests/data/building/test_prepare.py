@@ -12,14 +12,14 @@ import pytest
 import llmkit
 from llmkit.config import schema
 from llmkit.data.building import build_source
-from llmkit.data.building.opened import OpenedSource
 from llmkit.data.building.prepare import prepare
 from llmkit.data.live.heldout import heldout_records
-from llmkit.data.live.source import LiveSource
-from llmkit.data.prepared import Prepared
+from llmkit.data.prepared import PreparedData
+from llmkit.data.source import Source
 from llmkit.data.sources.files import File
 from llmkit.data.sources.records import Text
 from llmkit.errors import UserError
+from tests.data.toy import folders
 from tests.limits import HANG
 
 Words = Callable[[str, int], Path]
@@ -27,6 +27,7 @@ SCRIPT = """
 import sys
 from llmkit.config import schema
 from llmkit.data.building.prepare import prepare
+from tests.data.toy import folders
 
 path, cache = sys.argv[1:]
 config = schema.Data(
@@ -56,8 +57,8 @@ def silent(line: str) -> None:
     pass
 
 
-def document_texts(prepared: Prepared) -> list[str]:
-    readers = [one.stored for one in prepared.train if one.stored] + [one.reader for one in prepared.heldout]
+def document_texts(prepared: PreparedData) -> list[str]:
+    readers = [one.stored for one in prepared.sources if one.stored] + [*prepared.heldout.values()]
     decode = prepared.tokenizer.decode
     return [decode(reader.document(number)) for reader in readers for number in range(reader.documents)]
 
@@ -67,7 +68,7 @@ def test_what_is_built_is_opened_and_not_built_again(words: Words, monkeypatch: 
     first = prepare(config, silent)
     monkeypatch.setattr(build_source, "write_shards", None)
     second = prepare(config, silent)
-    assert (second.folders, second.fingerprint) == (first.folders, first.fingerprint)
+    assert (folders(second), second.fingerprint) == (folders(first), first.fingerprint)
 
 
 def test_settings_that_leave_the_tokens_alone_share_a_folder(words: Words) -> None:
@@ -75,7 +76,7 @@ def test_settings_that_leave_the_tokens_alone_share_a_folder(words: Words) -> No
     first = prepare(settings(text), silent)
     heavier = [source(text, weight=7.0, max_epochs=3)]
     other = prepare(settings(text, sequence_length=8, document_masks=True, sources=heavier), silent)
-    assert other.folders == first.folders
+    assert folders(other) == folders(first)
     assert other.fingerprint != first.fingerprint
 
 
@@ -90,7 +91,7 @@ def test_settings_that_leave_the_tokens_alone_share_a_folder(words: Words) -> No
 def test_settings_that_decide_the_tokens_have_their_own_folder(words: Words, change: dict[str, Any]) -> None:
     text = words("w", 50)
     first, other = prepare(settings(text), silent), prepare(settings(text, **change), silent)
-    assert set(first.folders.values()).isdisjoint(other.folders.values())
+    assert set(folders(first).values()).isdisjoint(folders(other).values())
 
 
 def test_a_new_source_leaves_the_others_as_they_are(words: Words, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +99,7 @@ def test_a_new_source_leaves_the_others_as_they_are(words: Words, monkeypatch: p
     first = prepare(settings(one, sources=[source(one, name="one")]), silent)
     lines: list[str] = []
     both = prepare(settings(one, sources=[source(two, name="two"), source(one, name="one")]), lines.append)
-    assert both.folders["one"] == first.folders["one"]
+    assert folders(both)["one"] == folders(first)["one"]
     assert [line.split(":")[1] for line in lines if " documents, " in line] == [" two"]
 
 
@@ -108,7 +109,7 @@ def test_a_changed_text_is_built_anew(words: Words) -> None:
     changed = text.read_text().replace("word", "WORD")
     text.write_text(changed)
     second = prepare(settings(text), silent)
-    assert second.folders != first.folders
+    assert folders(second) != folders(first)
     assert sorted(document_texts(second)) == sorted(changed.splitlines())
 
 
@@ -119,7 +120,7 @@ def test_a_text_that_changed_in_its_middle_alone_is_built_anew(words: Words) -> 
     middle = len(content) // 2
     text.write_bytes(content[:middle] + content[middle:].replace(b"word", b"WORD", 1))
     os.utime(text, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
-    assert prepare(settings(text), silent).folders != first.folders
+    assert folders(prepare(settings(text), silent)) != folders(first)
 
 
 def test_a_fingerprint_tells_content_and_not_paths(words: Words, tmp_path: Path) -> None:
@@ -128,7 +129,7 @@ def test_a_fingerprint_tells_content_and_not_paths(words: Words, tmp_path: Path)
     copy.parent.mkdir()
     copy.write_bytes(text.read_bytes())
     first, second = prepare(settings(text), silent), prepare(settings(copy), silent)
-    assert first.folders != second.folders
+    assert folders(first) != folders(second)
     assert first.fingerprint == second.fingerprint
 
 
@@ -138,13 +139,13 @@ def test_a_folder_that_was_moved_is_not_built_again(words: Words, tmp_path: Path
     words("w", 50).rename(folder / "w")
     first = prepare(settings(folder), silent)
     second = prepare(settings(folder.rename(tmp_path / "there")), silent)
-    assert first.folders == second.folders
+    assert folders(first) == folders(second)
 
 
 def test_a_dataset_of_the_hub_is_known_by_its_files_and_not_by_its_commit() -> None:
     def described(commit: str, tag: str) -> Any:
         files = [File(f"hf://datasets/me/words@{commit}/data/{n}.parquet", 9, tag) for n in range(2)]
-        return OpenedSource(0, schema.Source(type="hub", dataset="me/words"), "w", "skip", files).described()
+        return Source(0, schema.Source(type="hub", dataset="me/words"), "skip", files).described()
 
     assert described("c0ffee", "blob") == described("decade", "blob")
     assert described("c0ffee", "blob") != described("c0ffee", "other")
@@ -219,7 +220,7 @@ def test_sources_that_read_the_same_file_are_warned_about(words: Words) -> None:
 
 
 def test_held_out_shards_that_are_trained_on_are_warned_about(words: Words) -> None:
-    built = prepare(settings(words("text", 60)), silent).folders["text-0"]
+    built = folders(prepare(settings(words("text", 60)), silent))["text-0"]
     for heldout, warned in (("train", True), ("heldout", False)):
         given = schema.Source(
             type="shards", path=str(built / "train"), heldout_path=str(built / heldout), name="web"
@@ -234,13 +235,13 @@ def test_of_a_live_source_only_a_few_held_out_documents_are_built(words: Words) 
     text = words("w", 300)
     lines: list[str] = []
     prepared = prepare(settings(text, sources=[source(text, live=True)]), lines.append)
-    (train,) = prepared.train
+    (train,) = prepared.sources
     assert (train.kind, train.stored, prepared.train_tokens) == ("live", None, 0)
     everything = text.read_text().splitlines()
     held = [everything[index] for index in heldout_records(1, 20)[0] if index < 300]
     assert document_texts(prepared) == held
     assert lines[-1] == "data: text-0 tokenized while training (not counted), 320 bytes held out"
-    assert prepared.fingerprint["sources"][0]["tokens"] is None
+    assert prepared.fingerprint.sources[0].tokens is None
 
 
 def test_a_live_source_that_is_cut_otherwise_has_other_held_out_documents(
@@ -251,14 +252,15 @@ def test_a_live_source_that_is_cut_otherwise_has_other_held_out_documents(
     found = []
     for lanes in (1, 8):
         prepared = prepare(settings(text, sources=[source(text, live=True)], stream_shards=lanes), silent)
-        (train,) = prepared.train
-        assert isinstance(train.rows, LiveSource)
-        reader, rows = train.rows.reader, train.rows
+        (train,) = prepared.sources
+        live = train.live
+        assert live is not None
+        reader = live.reader
         held = [
             candidate.record.text
             for unit in range(len(reader.splits))
             for candidate in reader.read(unit)
-            if candidate.number in rows.heldout_of(unit) and isinstance(candidate.record, Text)
+            if candidate.number in live.heldout_of(unit) and isinstance(candidate.record, Text)
         ]
         assert document_texts(prepared) == held
         found.append(held)
@@ -268,7 +270,7 @@ def test_a_live_source_that_is_cut_otherwise_has_other_held_out_documents(
 def test_a_live_source_may_hold_nothing_out(words: Words) -> None:
     text = words("w", 30)
     prepared = prepare(settings(text, sources=[source(text, live=True)], validation_fraction=0.0), silent)
-    assert (prepared.heldout, prepared.folders) == ((), {})
+    assert (prepared.heldout, folders(prepared)) == ({}, {})
 
 
 def test_a_source_that_does_not_fill_a_row_is_named_before_larger_ones_are_built(words: Words) -> None:

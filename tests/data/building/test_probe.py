@@ -14,6 +14,7 @@ from llmkit.data.building import build_source, probe
 from llmkit.data.building.prepare import prepare
 from llmkit.errors import UserError
 from tests.data.shards.megatron_files import write_megatron
+from tests.data.toy import folders
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "no such file": ({"type": "jsonl", "path": "gone.jsonl"}, r"data.sources.1.path: there is no .*gone"),
@@ -78,12 +79,12 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("toy.idx").write_bytes(b"no index")
     pq.write_table(pa.table({"text": ["a", "b"]}), "a.parquet")
     good = Source(type="jsonl", name="good", path="a.jsonl")
-    built = prepare(settings(good), lambda line: None).folders["good"]
+    built = folders(prepare(settings(good), lambda line: None))["good"]
     Path("shards").symlink_to(built)
     Path("small.jsonl").write_text('{"text": "ab"}\n')
     small = Source(type="jsonl", name="small", path="small.jsonl")
     Path("small").symlink_to(
-        prepare(settings(small, validation_fraction=0.0, sequence_length=2), print).folders["small"]
+        folders(prepare(settings(small, validation_fraction=0.0, sequence_length=2), print))["small"]
     )
 
 
@@ -152,7 +153,7 @@ def test_many_empty_records_do_not_condemn_a_source(monkeypatch: pytest.MonkeyPa
     Path("a.jsonl").write_text('{"text": ""}\n' * 9 + '{"text": "word by word"}\n' * 9)
     source = Source(type="jsonl", name="good", path="a.jsonl")
     assert (
-        prepare(settings(source, validation_fraction=0.0), lambda line: None).train[0].stored.documents == 9
+        prepare(settings(source, validation_fraction=0.0), lambda line: None).sources[0].stored.documents == 9
     )
     Path("a.jsonl").write_text('{"text": 1}\n' * 9 + '{"text": "word by word"}\n' * 9)
     with pytest.raises(

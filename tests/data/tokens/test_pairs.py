@@ -15,9 +15,9 @@ import torch
 from llmkit.batch import IGNORE, Batch, Rows
 from llmkit.config import schema
 from llmkit.data.building.prepare import prepare
-from llmkit.data.evaluation import HeldOut
+from llmkit.data.eval_loader import EvalLoader
 from llmkit.data.loader import TrainLoader
-from llmkit.data.prepared import Prepared
+from llmkit.data.prepared import PreparedData
 from llmkit.data.sources.records import Preference, PromptCompletion, Skipped
 from llmkit.data.tokens.encode import Encoded, RecordEncoder
 from llmkit.data.tokens.tokenizer import Tokenizer
@@ -56,7 +56,7 @@ def sequences(batch: Batch, tokenizer: Tokenizer) -> list[tuple[str, str]]:
     return [(text(tokens), text(labels[labels != IGNORE])) for tokens, labels in rows]
 
 
-def steps(prepared: Prepared, config: schema.Data, rank: int = 0, world: int = 1) -> TrainLoader:
+def steps(prepared: PreparedData, config: schema.Data, rank: int = 0, world: int = 1) -> TrainLoader:
     return TrainLoader(prepared, config, 3, 6, 2, rank=rank, world_size=world)
 
 
@@ -100,14 +100,14 @@ def test_ranks_get_the_same_pairs_and_the_log_probabilities_that_belong_to_them(
     again = steps(known, config)
     for _ in range(4):
         next(again)
-    state = again.state()
+    state = again.state_dict()
     again.close()
     resumed = steps(known, config)
-    resumed.load_state(state, 4)
+    resumed.load_state_dict(state, 4)
     assert rows_of(resumed, 5) == alone[24:]
 
 
-def with_numbers(prepared: Prepared) -> Prepared:
+def with_numbers(prepared: PreparedData) -> PreparedData:
     """The data with the number of each pair, and its negative, as log-probabilities."""
 
     def numbers(reader: Any) -> np.ndarray:
@@ -115,9 +115,11 @@ def with_numbers(prepared: Prepared) -> Prepared:
         found = [float(text.split(":")[0].removeprefix("ask ")) for text in texts]
         return np.array([[one, -one] for one in found], dtype=np.float32)
 
-    train = tuple(dataclasses.replace(one, reference=numbers(one.stored)) for one in prepared.train)
-    heldout = tuple(dataclasses.replace(one, reference=numbers(one.reader)) for one in prepared.heldout)
-    return dataclasses.replace(prepared, train=train, heldout=heldout)
+    sources = tuple(
+        dataclasses.replace(one, reference=numbers(one.stored), heldout_reference=numbers(one.heldout))
+        for one in prepared.sources
+    )
+    return dataclasses.replace(prepared, sources=sources)
 
 
 def described(micro: Rows, tokenizer: Tokenizer) -> list[tuple[Any, float, float]]:
@@ -131,7 +133,7 @@ def described(micro: Rows, tokenizer: Tokenizer) -> list[tuple[Any, float, float
 
 def test_held_out_pairs_are_read_once(tmp_path: Path) -> None:
     known = with_numbers(prepare(pairs_config(tmp_path, numbered()), lambda line: None))
-    heldout = [HeldOut(known, 3, rank, 2) for rank in range(2)]
+    heldout = [EvalLoader(known, 3, rank, 2) for rank in range(2)]
     found = [row for one in heldout for micro in one for row in described(micro, known.tokenizer)]
     assert len(found) == heldout[0].targets == 5
     assert all(text == number for text, number, _ in found)
@@ -143,7 +145,7 @@ def test_a_pair_that_is_too_long_is_left_out_and_counted(tmp_path: Path) -> None
     fits = long | {"chosen": "y" * 13}
     told: list[str] = []
     prepared = prepare(pairs_config(tmp_path, [long, fits, fits, *numbered(20)]), told.append)
-    assert prepared.left_out["jsonl-0"] == {"longer than data.sequence_length": 1}
+    assert prepared.sources[0].left_out == {"longer than data.sequence_length": 1}
     [counted] = [line for line in told if "left out" in line]
     assert "1 longer than data.sequence_length (of 23)" in counted
     with pytest.raises(UserError, match="takes 25 tokens, more than 24"):

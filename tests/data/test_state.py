@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llmkit.data.position import Fingerprint, data_differences, read_position
+from llmkit.data.state import Fingerprint, data_differences, read_data_state
 from llmkit.errors import UserError
 
 FINGERPRINT: dict[str, Any] = {
@@ -25,7 +25,7 @@ STATE: dict[str, Any] = {
     "start": 0,
     "carry": [0, 0],
     "numbers": [0, 1],
-    "next_number": 2,
+    "next_shuffle_id": 2,
     "cursors": [None, None],
     "segments": [[0, [1.0, 2.0]], [320, [1.0, 3.0]]],
     "fingerprint": FINGERPRINT,
@@ -33,7 +33,7 @@ STATE: dict[str, Any] = {
 
 
 def differences(now: dict[str, Any]) -> list[str]:
-    return data_differences(read_position(STATE), Fingerprint.model_validate(now))
+    return data_differences(read_data_state(STATE), Fingerprint.model_validate(now))
 
 
 def test_another_chat_template_is_named_as_such() -> None:
@@ -41,7 +41,7 @@ def test_another_chat_template_is_named_as_such() -> None:
     old, new = copy.deepcopy(FINGERPRINT), copy.deepcopy(FINGERPRINT)
     old["sources"][0] |= {"template": "one"}
     new["sources"][0] |= {"template": "two", "tokens": 11, "digest": "z", "heldout": "g"}
-    position = read_position(STATE | {"fingerprint": old})
+    position = read_data_state(STATE | {"fingerprint": old})
     [difference] = data_differences(position, Fingerprint.model_validate(new))
     assert difference.startswith("source a has another chat template (data.tokenizer.chat_template, or")
     # A checkpoint of before did not note it.
@@ -49,7 +49,7 @@ def test_another_chat_template_is_named_as_such() -> None:
 
 
 def test_the_same_data_goes_on() -> None:
-    position = read_position(STATE)
+    position = read_data_state(STATE)
     assert differences(copy.deepcopy(FINGERPRINT)) == []
     assert (position.rows, position.segments) == (640, [(0, [1.0, 2.0]), (320, [1.0, 3.0])])
 
@@ -101,4 +101,4 @@ def test_all_differences_are_named() -> None:
 )
 def test_a_position_that_makes_no_sense_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=f"the checkpoint's data position is not usable: .*{message}"):
-        read_position(STATE | change)
+        read_data_state(STATE | change)

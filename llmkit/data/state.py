@@ -1,12 +1,13 @@
-"""Where a run stands in its data, as it is kept in a checkpoint."""
+"""The state of a run in its data, as a checkpoint keeps it, and what it means in other data."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from llmkit.data.sampler import VERSION
 from llmkit.errors import UserError
 
 Weight = Annotated[float, Field(ge=0.0)]
@@ -17,7 +18,7 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class SourcePrint(_Record):
+class SourceFingerprint(_Record):
     """What a source's training tokens are known by."""
 
     name: str
@@ -47,7 +48,7 @@ class Fingerprint(_Record):
     packing: Literal["concatenate", "best_fit"] | None = None
     lanes: Count | None = None
     reference: str | None = None
-    sources: list[SourcePrint]
+    sources: list[SourceFingerprint]
 
     @property
     def has_live(self) -> bool:
@@ -68,13 +69,15 @@ class Change(_Record):
     fingerprint: Fingerprint
 
 
-class Position(_Record):
-    """rows: consumed so far. segments: (first position, weights of the sources from there on).
+class DataState(_Record):
+    """What a checkpoint keeps to go on: rows consumed, seed, weights, cursors of lanes, fingerprint.
 
-    The present data began at position `start`, where `carry` rows of each source had been consumed and
-    `numbers` name the sources in the keys of the order; without a change of the data that is 0, zeros and
-    0, 1, ... next_number: one that no source had. cursors: for a live source where each of its lanes stands,
-    by number of the lane; None for other sources. A lane that is not there has not begun.
+    rows: consumed so far. segments: (first position, weights of the sources from there on).
+
+    The present data began at position `start`, where `consumed_before` rows of each source had been consumed;
+    `shuffle_ids` stand for the sources in the keys of the order. Without a change of the data that is 0,
+    zeros and 0, 1, ... next_shuffle_id: one that no source had. cursors: for a live source where each of its
+    lanes stands, by lane; None for other sources. A lane that is not there has not begun.
 
     omitted: windows of positions that are left out (`llmkit.data.omitted`), also behind `rows`; the weights
     up to the end of the last one are fixed.
@@ -87,9 +90,9 @@ class Position(_Record):
     rows: Count
     seed: int
     start: Count = 0
-    carry: list[Count]
-    numbers: list[Count]
-    next_number: Count
+    consumed_before: list[Count] = Field(validation_alias=AliasChoices("consumed_before", "carry"))
+    shuffle_ids: list[Count] = Field(validation_alias=AliasChoices("shuffle_ids", "numbers"))
+    next_shuffle_id: Count = Field(validation_alias=AliasChoices("next_shuffle_id", "next_number"))
     segments: Annotated[list[tuple[int, list[Weight]]], Field(min_length=1)]
     cursors: list[dict[str, JsonValue] | None]
     fingerprint: Fingerprint
@@ -97,15 +100,13 @@ class Position(_Record):
     omitted: list[tuple[Count, Count]] = []
 
     @classmethod
-    def at_start(
-        cls, version: Literal[2, 3], seed: int, weights: Sequence[float], live: Sequence[bool],
-        fingerprint: Fingerprint,
-    ) -> Position:  # fmt: skip
-        """Before the first row. weights, live: of each source, whether it is tokenized while training."""
+    def at_start(cls, seed: int, weights: Sequence[float], fingerprint: Fingerprint) -> DataState:
+        """Before the first row. weights: of each source."""
         count = len(weights)
         return cls(
-            version=version, rows=0, seed=seed, carry=[0] * count, numbers=list(range(count)),
-            next_number=count, segments=[(0, list(weights))], cursors=[{} if each else None for each in live],
+            version=VERSION, rows=0, seed=seed, consumed_before=[0] * count, shuffle_ids=list(range(count)),
+            next_shuffle_id=count, segments=[(0, list(weights))],
+            cursors=[{} if source.kind == "live" else None for source in fingerprint.sources],
             fingerprint=fingerprint,
         )  # fmt: skip
 
@@ -114,17 +115,17 @@ class Position(_Record):
         """Those that hold at `rows`."""
         return [weights for start, weights in self.segments if start <= self.rows][-1]
 
-    def without_plans(self) -> Position:
+    def without_plans(self) -> DataState:
         """The same without what is fixed of the rows behind it."""
         segments = [segment for segment in self.segments if segment[0] <= self.rows]
         passed = [window for window in self.omitted if window[1] <= self.rows]
         return self.model_copy(update={"segments": segments, "omitted": passed})
 
 
-def read_position(state: dict[str, Any]) -> Position:
-    """The position in `state`; raises UserError if it contradicts itself."""
+def read_data_state(state: dict[str, Any]) -> DataState:
+    """The state in this JSON; raises UserError if it contradicts itself."""
     try:
-        position = Position.model_validate(state)
+        read = DataState.model_validate(state)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -132,31 +133,31 @@ def read_position(state: dict[str, Any]) -> Position:
             f"the checkpoint's data position is not usable: {where}: {first['msg']}; use the version of "
             "llmkit that wrote it"
         ) from error
-    starts = [start for start, _ in position.segments]
-    fixed = max([position.rows, *(stop for _, stop in position.omitted)])
-    if starts != sorted(starts) or starts[0] != position.start or starts[-1] > fixed:
+    starts = [start for start, _ in read.segments]
+    fixed = max([read.rows, *(stop for _, stop in read.omitted)])
+    if starts != sorted(starts) or starts[0] != read.start or starts[-1] > fixed:
         raise UserError(f"the checkpoint's data position is not usable: segments start at {starts}")
-    sizes = {len(weights) for _, weights in position.segments}
-    sizes |= {len(position.carry), len(position.numbers), len(position.cursors)}
-    if sizes != {len(position.fingerprint.sources)}:
+    sizes = {len(weights) for _, weights in read.segments}
+    sizes |= {len(read.consumed_before), len(read.shuffle_ids), len(read.cursors)}
+    if sizes != {len(read.fingerprint.sources)}:
         raise UserError("the checkpoint's data position is not usable: it has not one value a source")
-    return position
+    return read
 
 
-def upgraded(position: Position, now: Fingerprint) -> Position:
-    """`position` in the order of today where that is the same one: that of a live source alone.
+def upgraded(state: DataState, now: Fingerprint) -> DataState:
+    """`state` in the order of today where that is the same one: that of a live source alone.
 
-    Other positions of version 2 go on in the order of that version, if no source of theirs is live.
+    Other states of version 2 go on in the order of that version, if no source of theirs is live.
     """
-    then = position.fingerprint
-    alone = len(then.sources) == len(position.segments) == 1 and position.start == 0
-    if position.version == 2 and then.has_live and alone:
+    then = state.fingerprint
+    alone = len(then.sources) == len(state.segments) == 1 and state.start == 0
+    if state.version == 2 and then.has_live and alone:
         then = then.model_copy(update={"lanes": now.lanes})
-        return position.model_copy(update={"version": 3, "fingerprint": then})
-    return position
+        return state.model_copy(update={"version": 3, "fingerprint": then})
+    return state
 
 
-def refusal(differences: Sequence[str]) -> str:
+def mismatch_message(differences: Sequence[str]) -> str:
     """Why a run cannot go on with other data, and what can be done."""
     return (
         "the checkpoint was made with other data, so the run cannot go on exactly: "
@@ -166,18 +167,18 @@ def refusal(differences: Sequence[str]) -> str:
     )
 
 
-def mixture_difference(position: Position, names: Sequence[str], weights: Sequence[float]) -> list[str]:
-    """What is new in the weights that should hold from `position` on, of sources that were there before."""
-    sources = zip(position.fingerprint.sources, position.weights, strict=True)
+def mixture_difference(state: DataState, names: Sequence[str], weights: Sequence[float]) -> list[str]:
+    """What is new in the weights that should hold from `state` on, of sources that were there before."""
+    sources = zip(state.fingerprint.sources, state.weights, strict=True)
     then = {source.name: weight for source, weight in sources}
     pairs = [(name, then[name], new) for name, new in zip(names, weights, strict=True) if name in then]
     changed = [f"{name} {old:g} -> {new:g}" for name, old, new in pairs if old != new]
     return [f"the mixture has other weights: {', '.join(changed)}"] if changed else []
 
 
-def data_differences(position: Position, now: Fingerprint) -> list[str]:
-    """Each difference between the data of `position` and those of now, in words."""
-    then = position.fingerprint
+def data_differences(state: DataState, now: Fingerprint) -> list[str]:
+    """Each difference between the data of `state` and those of now, in words."""
+    then = state.fingerprint
     found = []
     if then.tokenizer != now.tokenizer:
         found.append(f"data.tokenizer had hash {then.tokenizer}, has {now.tokenizer}")
@@ -189,7 +190,7 @@ def data_differences(position: Position, now: Fingerprint) -> list[str]:
         found.append(f"data.packing was {then.packing}, is {now.packing}")
     if None not in (then.lanes, now.lanes) and then.lanes != now.lanes:
         found.append(f"data.stream_shards was {then.lanes}, is {now.lanes}")
-    if position.version == 2 and then.has_live:
+    if state.version == 2 and then.has_live:
         found.append(
             "it was written by an earlier version of llmkit, which read live sources in a mixture unevenly"
         )
@@ -220,62 +221,62 @@ def data_differences(position: Position, now: Fingerprint) -> list[str]:
     return found
 
 
-def carried_over(
-    position: Position, now: Fingerprint, consumed: Sequence[int], weights: Sequence[float]
-) -> Position:
-    """The position `position` in other data: they begin there, and what did not change goes on.
+def rebase(
+    state: DataState, now: Fingerprint, consumed: Sequence[int], weights: Sequence[float]
+) -> DataState:
+    """`state` in other data: they begin there, and what did not change goes on.
 
-    consumed: rows of each source of before that `position` has behind it. A source with the same text goes
+    consumed: rows of each source of before that `state` has behind it. A source with the same text goes
     on where it stood, also under another name; another one begins, under a number that none had before.
     So do stored tokens whose rows are cut or ordered otherwise from here on; the lanes of a live source go on
     with rows of any length. weights: of now, which hold from there on.
     """
-    then = position.fingerprint
-    version: Literal[2, 3] = 2 if position.version == 2 and not now.has_live else 3
+    then = state.fingerprint
+    version: Literal[2, 3] = 2 if state.version == 2 and not now.has_live else 3
     same_rows = (
-        version == position.version
+        version == state.version
         and then.sequence_length == now.sequence_length
         and (version == 2 or then.packing == now.packing)
     )
     same_ids = then.tokenizer == now.tokenizer
     goes_on = [same_ids and (same_rows or source.kind == "live") for source in then.sources]
-    left = {place for place, source_goes_on in enumerate(goes_on) if source_goes_on}
-    fresh = position.next_number
-    carry, numbers, cursors = [], [], []
+    left = {index for index, source_goes_on in enumerate(goes_on) if source_goes_on}
+    fresh = state.next_shuffle_id
+    consumed_before, shuffle_ids, cursors = [], [], []
     for source in now.sources:
-        same = [place for place in sorted(left) if _same_text(then.sources[place], source)]
-        same.sort(key=lambda place, name=source.name: then.sources[place].name != name)  # type: ignore[misc]
+        same = [index for index in sorted(left) if _same_text(then.sources[index], source)]
+        same.sort(key=lambda index, name=source.name: then.sources[index].name != name)  # type: ignore[misc]
         if same:
-            place = same[0]
-            left.remove(place)
-            carry.append(int(consumed[place]))
-            numbers.append(position.numbers[place])
-            cursors.append(position.cursors[place])
+            index = same[0]
+            left.remove(index)
+            consumed_before.append(int(consumed[index]))
+            shuffle_ids.append(state.shuffle_ids[index])
+            cursors.append(state.cursors[index])
         else:
-            carry.append(0)
-            numbers.append(fresh)
+            consumed_before.append(0)
+            shuffle_ids.append(fresh)
             cursors.append({} if source.kind == "live" else None)
             fresh += 1
-    return Position(
+    return DataState(
         version=version,
-        rows=position.rows,
-        seed=position.seed,
-        start=position.rows,
-        carry=carry,
-        numbers=numbers,
-        next_number=fresh,
-        segments=[(position.rows, list(weights))],
+        rows=state.rows,
+        seed=state.seed,
+        start=state.rows,
+        consumed_before=consumed_before,
+        shuffle_ids=shuffle_ids,
+        next_shuffle_id=fresh,
+        segments=[(state.rows, list(weights))],
         cursors=cursors,
         fingerprint=now,
-        changes=position.changes,
+        changes=state.changes,
     )
 
 
-def begun_anew(then: Position, now: Position) -> list[str]:
-    """Of `now`, which `carried_over` made of `then`: the sources that begin there, in words."""
+def restarted_sources(then: DataState, now: DataState) -> list[str]:
+    """Of `now`, which `rebase` made of `then`: the sources that begin there, in words."""
     before = {source.name: source for source in then.fingerprint.sources}
 
-    def why(source: SourcePrint) -> str:
+    def why(source: SourceFingerprint) -> str:
         if source.name not in before:
             return ""
         same = _same_text(before[source.name], source)
@@ -284,11 +285,11 @@ def begun_anew(then: Position, now: Position) -> list[str]:
 
     return [
         f"source {source.name} begins anew{why(source)}"
-        for source, number in zip(now.fingerprint.sources, now.numbers, strict=True)
-        if number >= then.next_number
+        for source, shuffle_id in zip(now.fingerprint.sources, now.shuffle_ids, strict=True)
+        if shuffle_id >= then.next_shuffle_id
     ]
 
 
-def _same_text(old: SourcePrint, new: SourcePrint) -> bool:
+def _same_text(old: SourceFingerprint, new: SourceFingerprint) -> bool:
     same_size = (old.kind, old.tokens) == (new.kind, new.tokens)
     return same_size and old.digest in (new.digest, new.strict_digest)

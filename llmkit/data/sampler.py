@@ -11,6 +11,20 @@ an epoch ends goes on with the beginning of the next epoch. With M = 10 and T = 
 
     tokens   0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 ...
     rows     |   0   |   1   |   2   |   3   |   4   |         epoch 0: rows 0, 1, 2; epoch 1: rows 3, 4
+
+Two sources, of 10 and 7 tokens, mixed 3 to 1 in rows of 4; from position 8 on the second one alone:
+
+    >>> sampler = MixtureSampler(seed=0, sizes=[10, 7], weights=[3, 1], length=4)
+    >>> sampler.reweight(8, [0, 1])
+    >>> source, epoch, row = sampler.at(np.arange(12))
+    >>> source.tolist()
+    [0, 0, 1, 0, 0, 0, 1, 0, 1, 1, 1, 1]
+    >>> epoch.tolist()
+    [0, 0, 0, 0, 1, 1, 0, 2, 1, 1, 2, 2]
+    >>> row.tolist()
+    [2, 0, 0, 1, 3, 4, 1, 5, 3, 2, 4, 5]
+    >>> sampler.consumed(12).tolist()
+    [6, 6]
 """
 
 from __future__ import annotations
@@ -22,18 +36,18 @@ from typing import Literal
 
 import numpy as np
 
-from llmkit.data.mixing import Slots, quotas, slots_for, slots_of
-from llmkit.data.shuffle import Word, key, permute
+from llmkit.data.mixing import Slots, mix_period, quotas, slots_for
+from llmkit.data.shuffle import HashWord, key, permute
 
 VERSION: Literal[2, 3] = 3
 """Of the order. Version 2, which older checkpoints have, mixes otherwise and leaves out the last tokens of a
 source that do not fill a row; the caller does so by passing sizes that are multiples of the length."""
 _ROW_STREAM = 2
-"""Keeps the keys of the rows apart from those of the mixing."""
+"""Stream id mixed into the keys of the rows, so that they are independent of those of the mixing."""
 
 
 @dataclass(frozen=True)
-class Segment:
+class MixtureSegment:
     """Positions from `start` on, with fixed weights. quota: slots of each source in a block."""
 
     start: int
@@ -46,13 +60,13 @@ def rows_before(epoch: np.ndarray | int, size: int, length: int) -> np.ndarray |
     return -(-epoch * size // length)
 
 
-class Order:
+class MixtureSampler:
     """Which row of which source stands at a global position; epochs follow each other without end.
 
     seed: of the run. sizes: tokens of an epoch of each source, None where its rows are not numbered (a live
-    source). weights: share of each source. numbers: what each source is called in the keys of its
-    permutations, by default its index. start: the first position; carry: rows of each source that were
-    consumed before it. length: tokens of a row. columns: see `llmkit.data.mixing`.
+    source). weights: share of each source. shuffle_ids: of each source, mixed into the keys of its
+    permutations, by default its index. start: the first position. consumed_before: rows of each source that
+    were consumed before it. length: tokens of a row. columns: see `llmkit.data.mixing`.
     """
 
     def __init__(
@@ -60,9 +74,9 @@ class Order:
         seed: int,
         sizes: Sequence[int | None],
         weights: Sequence[float],
-        numbers: Sequence[int] | None = None,
+        shuffle_ids: Sequence[int] | None = None,
         start: int = 0,
-        carry: Sequence[int] | None = None,
+        consumed_before: Sequence[int] | None = None,
         length: int = 1,
         columns: int = 1,
         version: Literal[2, 3] = VERSION,
@@ -71,11 +85,11 @@ class Order:
         self.version: Literal[2, 3] = version
         self.length, self.columns = length, columns
         self.sizes = tuple(sizes)
-        self.numbers = tuple(numbers or range(len(sizes)))
-        self.carry = tuple(carry or [0] * len(sizes))
-        assert len(self.sizes) == len(weights) == len(self.numbers) == len(self.carry), (sizes, weights)
+        self.shuffle_ids = tuple(shuffle_ids or range(len(sizes)))
+        self.consumed_before = tuple(consumed_before or [0] * len(sizes))
+        assert len(sizes) == len(weights) == len(self.shuffle_ids) == len(self.consumed_before), weights
         assert all(size is None or size >= length for size in sizes), (sizes, length)
-        self._known = {start: np.asarray(self.carry, dtype=np.int64)}  # consumed before starts of segments
+        self._starts = {start: np.asarray(self.consumed_before, dtype=np.int64)}  # consumed before segments
         self._drawn: dict[int, tuple[int, np.ndarray]] = {}  # as `_drawn_before` found it last
         self.segments = [self._segment(start, weights)]
 
@@ -91,8 +105,7 @@ class Order:
 
     def consumed(self, position: int) -> np.ndarray:
         """Rows of each source that lie before `position`, shape (sources,)."""
-        starts = [segment.start for segment in self.segments]
-        number = max(0, bisect_right(starts, position) - 1)
+        number = max(0, bisect_right(self.segments, position, key=lambda segment: segment.start) - 1)
         return self._before(number) + self._inside(number, position)
 
     def sources(self, positions: np.ndarray) -> np.ndarray:
@@ -115,18 +128,15 @@ class Order:
         return np.concatenate(parts)
 
     def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Source, epoch and row of global positions; all int64 of the shape of `positions`, (count,).
+        """Source, epoch and row of global positions, which ascend; all int64, (count,).
 
         Row k is tokens k * length and following of the endless repetition of the source; where an epoch is
         whole rows, k is less than their number. Of a source whose rows are not numbered, the epoch is 0 and
         the row the number of its rows before.
         """
-        starts = [segment.start for segment in self.segments]
-        which = np.searchsorted(starts, positions, side="right") - 1
-        source, row = (np.empty(positions.shape, dtype=np.int64) for _ in range(2))
-        for w in np.unique(which).tolist():
-            here = which == w
-            source[here], row[here] = self._locate(w, positions[here])
+        parts = [np.empty((2, 0), dtype=np.int64)]
+        parts += [self._locate(number, distance) for number, distance in self._by_segment(positions)]
+        source, row = np.concatenate(parts, axis=1)
         epoch = np.zeros(positions.shape, dtype=np.int64)
         for i in np.unique(source).tolist():
             if self.sizes[i] is not None:
@@ -138,8 +148,9 @@ class Order:
         """Source, epoch and row of positions start .. start+count-1; cheapest for 4096 or more at a time."""
         return self.at(np.arange(start, start + count, dtype=np.int64))
 
-    def _segment(self, start: int, weights: Sequence[float]) -> Segment:
-        return Segment(start, tuple(weights), tuple(quotas(weights, slots_of(self.version)).tolist()))
+    def _segment(self, start: int, weights: Sequence[float]) -> MixtureSegment:
+        quota = quotas(weights, mix_period(self.version))
+        return MixtureSegment(start, tuple(weights), tuple(quota.tolist()))
 
     def _slots(self, number: int) -> Slots:
         segment = self.segments[number]
@@ -148,22 +159,22 @@ class Order:
     def _before(self, number: int) -> np.ndarray:
         """Rows of each source consumed before a segment; found when needed, as it takes the slots of all
         segments before it."""
-        known = number
-        while self.segments[known].start not in self._known:
-            known -= 1
-        for n in range(known, number):
+        first = number
+        while self.segments[first].start not in self._starts:
+            first -= 1
+        for n in range(first, number):
             end = self.segments[n + 1].start
-            self._known[end] = self._known[self.segments[n].start] + self._inside(n, end)
-        return self._known[self.segments[number].start]
+            self._starts[end] = self._starts[self.segments[n].start] + self._inside(n, end)
+        return self._starts[self.segments[number].start]
 
     def _drawn_before(self, source: int, number: int) -> np.ndarray:
         """Rows of a source that were drawn before a segment by each column, the segment's first position
         being in the first; (columns,)."""
         nothing = 0, np.zeros(self.columns, dtype=np.int64)
-        known, drawn = self._drawn.get(source, nothing)
-        if known > number:
-            known, drawn = nothing
-        for n in range(known, number):
+        first, drawn = self._drawn.get(source, nothing)
+        if first > number:
+            first, drawn = nothing
+        for n in range(first, number):
             length = self.segments[n + 1].start - self.segments[n].start
             distance = length + np.arange(self.columns)
             drawn = drawn[distance % self.columns] + self._slots(n).in_column(source, distance)
@@ -183,13 +194,14 @@ class Order:
         parts = enumerate(np.split(positions, cuts))
         return [(number, part - self.segments[number].start) for number, part in parts if part.size]
 
-    def _locate(self, number: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Source, and number of that source's rows that lie before, of positions of a segment."""
-        before, segment, slots = self._before(number), self.segments[number], self._slots(number)
-        block, slot = np.divmod(positions - segment.start, slots.source.size)
+    def _locate(self, number: int, distance: np.ndarray) -> np.ndarray:
+        """Source, and number of its rows that lie before, at distances from the start of a segment; int64,
+        (2, count)."""
+        before, slots = self._before(number), self._slots(number)
+        block, slot = np.divmod(distance, slots.source.size)
         source = slots.source[slot]
-        quota = np.asarray(segment.quota)
-        return source, before[source] + block * quota[source] + slots.earlier[slot]
+        quota = np.asarray(self.segments[number].quota)
+        return np.stack([source, before[source] + block * quota[source] + slots.rank_in_source[slot]])
 
     def _rows_of(self, source: int, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Epoch and row that follow after `count` rows of a source."""
@@ -197,16 +209,16 @@ class Order:
         assert size is not None
         epochs = count * length // size
         # One key for all where they share the epoch, which is nearly always so: half the work.
-        word: Word = int(epochs[0]) if (epochs == epochs[0]).all() else epochs
-        keys = key(self.seed, _ROW_STREAM, self.numbers[source], word)
+        word: HashWord = int(epochs[0]) if (epochs == epochs[0]).all() else epochs
+        keys = key(self.seed, _ROW_STREAM, self.shuffle_ids[source], word)
         first = rows_before(word, size, length)
         lengths = rows_before(word + 1, size, length) - first
-        place = count - first
+        index = count - first  # within the epoch
         if isinstance(lengths, int):
-            row = permute(place, lengths, keys)
+            row = permute(index, lengths, keys)
         else:  # epochs of a source differ by a row at most
-            row = np.empty_like(place)
+            row = np.empty_like(index)
             for many in np.unique(lengths).tolist():
                 here = lengths == many
-                row[here] = permute(place[here], many, keys[here])
+                row[here] = permute(index[here], many, keys[here])
         return epochs, row if size % length == 0 else row + first

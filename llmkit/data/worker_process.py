@@ -1,4 +1,4 @@
-"""Processes that work for this one: they share nothing with it but a pipe, and end with it in any case."""
+"""Worker processes: they share nothing with this one but a pipe, and end with it in any case."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from typing import Any
 from llmkit.stopping import signals_blocked
 
 
-class Helper:
-    """A process that runs `work(pipe)` with the other end of `pipe`; never sees the signals of
-    llmkit.stopping: this process decides what follows them, and needs the others until then.
+class WorkerProcess:
+    """A process that runs `work(pipe)` with the other end of `pipe`.
 
-    `work` returns, or raises EOFError or OSError, when the pipe is closed. What must happen in any case is
-    `end`: whoever starts a helper sees to that before, since at its exit this process waits for all helpers.
+    It ignores the signals that a scheduler sends to all processes (`llmkit.stopping`): this process stops it.
+    `work` returns, or raises EOFError or OSError, when the pipe is closed. Whoever starts one sees to
+    `stop_all` before: at its exit this process waits for all of them.
     """
 
     def __init__(self, work: Callable[[Connection], None], name: str) -> None:
@@ -37,7 +37,7 @@ class Helper:
             self._process.start()
         self._theirs.close()
 
-    def give(self, thing: Any) -> None:
+    def send(self, thing: Any) -> None:
         """Send something that may be large; waits until it is taken.
 
         Not as an argument: `start` would wait for ever to hand it over to a process that died at once.
@@ -61,14 +61,14 @@ class Helper:
         self._process.join()
 
 
-def end(helpers: Sequence[Helper], seconds: float) -> None:
-    """End all of them; what still runs after so long is killed."""
-    for helper in helpers:
-        helper.pipe.close()
+def stop_all(workers: Sequence[WorkerProcess], seconds: float) -> None:
+    """Stop all of them; what still runs after so long is killed."""
+    for worker in workers:
+        worker.pipe.close()
     until = time.monotonic() + seconds
-    started = [helper for helper in helpers if helper.pid is not None]
-    for helper in [one for one in started if one.exit_code(max(0.0, until - time.monotonic())) is None]:
-        helper.kill()
+    started = [worker for worker in workers if worker.pid is not None]
+    for worker in [one for one in started if one.exit_code(max(0.0, until - time.monotonic())) is None]:
+        worker.kill()
 
 
 @contextlib.contextmanager

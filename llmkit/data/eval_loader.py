@@ -1,4 +1,12 @@
-"""Held-out batches: every target after the first end-of-text is one exactly once."""
+"""Held-out batches: every token after the first end-of-text is a target exactly once.
+
+With rows of T = 4 and the held-out stream 256 97 98 99 256 100 101 256 of one source, 7 targets:
+
+    row 0    inputs 256  97  98  99    labels  97  98  99 256
+    row 1    inputs 256 100 101 256    labels 100 101 256  .      . = no target: the stream ends before it
+
+On 2 ranks with batches of 2 rows each rank has one batch: a row of these, and one that holds no target.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +20,12 @@ import numpy as np
 import torch
 
 from llmkit.batch import Rows, split_pairs
-from llmkit.data.prepared import Prepared
+from llmkit.data.prepared import PreparedData
 
 
-class HeldOutPart(NamedTuple):
+class EvalSource(NamedTuple):
     """What is held out of a source. rows: of those that this rank reads, in their order. targets,
-    text_bytes: over all ranks, as in `HeldOut`."""
+    text_bytes: over all ranks, as in `EvalLoader`."""
 
     name: str
     rows: slice
@@ -25,7 +33,7 @@ class HeldOutPart(NamedTuple):
     text_bytes: int
 
 
-class HeldOut:
+class EvalLoader:
     """The held-out rows of all sources, one source after the other; may be iterated again and again.
 
     Row g is read by the rank g % world_size. All batches have the shape (batch_rows, sequence_length) and
@@ -37,7 +45,7 @@ class HeldOut:
     a row.
     """
 
-    def __init__(self, prepared: Prepared, batch_rows: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, prepared: PreparedData, batch_rows: int, rank: int = 0, world_size: int = 1) -> None:
         assert batch_rows > 0, batch_rows
         assert 0 <= rank < world_size, (rank, world_size)
         self._prepared, self._batch_rows = prepared, batch_rows
@@ -45,22 +53,23 @@ class HeldOut:
         self.text_bytes = 0 if prepared.has_pairs else prepared.heldout_bytes
         self.targets = prepared.heldout_targets
         self.length = length = prepared.sequence_length
-        self._starts = [range(0, source.reader.tokens - 1, length) for source in prepared.heldout]
+        self._held = [(source, source.heldout) for source in prepared.sources if source.heldout is not None]
+        self._starts = [range(0, rows.tokens - 1, length) for _, rows in self._held]
         self._ends = list(accumulate(map(len, self._starts)))  # rows of each source and those before it
         self._rows = self._ends[-1] if self._ends else 0
 
     @cached_property
-    def sources(self) -> list[HeldOutPart]:
+    def sources(self) -> list[EvalSource]:
         """What is held out of each source."""
         return [self._part(number) for number in range(len(self._ends))]
 
-    def _part(self, number: int) -> HeldOutPart:
-        held, pairs = self._prepared.heldout[number], self._prepared.has_pairs
+    def _part(self, number: int) -> EvalSource:
+        (source, rows), pairs = self._held[number], self._prepared.has_pairs
         first = self._ends[number - 1] if number else 0
         low, high = (-(-(row - self._rank) // self._world) for row in (first, self._ends[number]))
-        targets = held.reader.documents if pairs else held.reader.count_targets()
-        text_bytes = 0 if pairs else held.reader.index.text_bytes
-        return HeldOutPart(held.name, slice(low, high), targets, text_bytes)
+        targets = rows.documents if pairs else rows.count_targets()
+        text_bytes = 0 if pairs else rows.index.text_bytes
+        return EvalSource(source.name, slice(low, high), targets, text_bytes)
 
     def __len__(self) -> int:
         """Batches of each rank."""
@@ -76,16 +85,15 @@ class HeldOut:
             for place, number in enumerate(self._rank + self._world * k for k in mine):
                 if number >= self._rows:
                     break
-                source = bisect_right(self._ends, number)
-                held = self._prepared.heldout[source]
-                reader, row = held.reader, number - self._ends[source]  # counted from the last
-                start = self._starts[source][row]
+                index = bisect_right(self._ends, number)
+                (source, reader), row = self._held[index], number - self._ends[index]  # counted from the last
+                start = self._starts[index][row]
                 stop = min(start + length + 1, reader.tokens)
                 known = reader.read_targets(start, stop)
                 text[place, : stop - start] = reader.read(start, stop)
                 is_target[place, : stop - start - 1] = True if known is None else known[1:]
-                if held.reference is not None:
-                    reference[place] = held.reference[row]
+                if source.heldout_reference is not None:
+                    reference[place] = source.heldout_reference[row]
             boundary = tokenizer.end_of_text_id if self._prepared.document_masks else None
             tokens, targets = torch.from_numpy(text), torch.from_numpy(is_target)
             if self._prepared.has_pairs:

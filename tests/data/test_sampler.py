@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmkit.data import mixing
-from llmkit.data.mixing import SLOTS, quotas
-from llmkit.data.order import Order
+from llmkit.data.mixing import MIX_PERIOD, quotas
+from llmkit.data.sampler import MixtureSampler
 from llmkit.data.shuffle import key, permute
 from llmkit.errors import UserError
 
@@ -69,19 +69,19 @@ def test_key_tells_the_order_of_its_words() -> None:
 def test_the_order_is_fixed_for_good() -> None:
     """Runs resumed with a later version read on in the same order: these numbers never change."""
     assert permute(np.arange(6), 11_992, key(5)).tolist() == GOLDEN_PERMUTATION
-    source, epoch, row = Order(11, [1000, 40, 7], [0.6, 0.3, 0.1], version=2).rows(99_995, 8)
+    source, epoch, row = MixtureSampler(11, [1000, 40, 7], [0.6, 0.3, 0.1], version=2).rows(99_995, 8)
     assert (source.tolist(), epoch.tolist(), row.tolist()) == GOLDEN_ROWS_2
-    order = Order(11, [10_003, 403, 75], [0.6, 0.3, 0.1], length=10, columns=48)
-    source, epoch, row = order.rows(99_995, 8)
+    sampler = MixtureSampler(11, [10_003, 403, 75], [0.6, 0.3, 0.1], length=10, columns=48)
+    source, epoch, row = sampler.rows(99_995, 8)
     assert (source.tolist(), epoch.tolist(), row.tolist()) == GOLDEN_ROWS
-    assert order.in_column(0, np.arange(99_995, 100_003)).tolist() == [1250] * 3 + [1251] + [1250] * 4
+    assert sampler.in_column(0, np.arange(99_995, 100_003)).tolist() == [1250] * 3 + [1251] + [1250] * 4
 
 
 @given(weights=st.lists(st.floats(0.01, 100), min_size=1, max_size=8))
 def test_quotas_fill_the_block_and_are_within_a_slot_of_the_weights(weights: list[float]) -> None:
     count = quotas(weights)
-    assert count.sum() == SLOTS
-    assert np.abs(count - np.array(weights) / sum(weights) * SLOTS).max() < 1
+    assert count.sum() == MIX_PERIOD
+    assert np.abs(count - np.array(weights) / sum(weights) * MIX_PERIOD).max() < 1
 
 
 def test_a_weight_without_a_slot_is_named() -> None:
@@ -102,7 +102,7 @@ def test_rows_of_all_epochs_are_the_endless_repetition_in_pieces(
     size: int, length: int, start: int, count: int
 ) -> None:
     size = max(size, length)
-    _, epoch, row = Order(3, [size], [1.0], length=length).rows(0, start + count)
+    _, epoch, row = MixtureSampler(3, [size], [1.0], length=length).rows(0, start + count)
     epochs = int(epoch[-1])
     ends = [-(-e * size // length) for e in range(epochs + 2)]
     for e in range(epochs):
@@ -114,7 +114,7 @@ def test_rows_of_all_epochs_are_the_endless_repetition_in_pieces(
 
 def test_every_token_of_a_source_is_read_as_often_as_any_other() -> None:
     """Three documents of 100 tokens and rows of 160: nothing but whole rows would never reach the third."""
-    _, _, row = Order(0, [303], [1.0], length=160).rows(0, 303)
+    _, _, row = MixtureSampler(0, [303], [1.0], length=160).rows(0, 303)
     tokens = (row[:, None] * 160 + np.arange(160)) % 303
     assert np.bincount(tokens.ravel(), minlength=303).tolist() == [160] * 303
 
@@ -122,13 +122,13 @@ def test_every_token_of_a_source_is_read_as_often_as_any_other() -> None:
 @pytest.mark.parametrize("columns", [7, 48, 64, 96, 256, 1000])
 @pytest.mark.parametrize("share", [0.3, 0.1, 0.01, 0.001, 0.00005])
 def test_every_column_draws_a_source_as_often_as_every_other(columns: int, share: float) -> None:
-    order = Order(0, [None, None, None], [0.9 - share, 0.1, share], columns=columns)
-    positions = np.arange(5 * SLOTS)
-    drawn = positions[order.sources(positions) == 2]
-    for stop in (SLOTS // 2, SLOTS, 5 * SLOTS):
+    sampler = MixtureSampler(0, [None, None, None], [0.9 - share, 0.1, share], columns=columns)
+    positions = np.arange(5 * MIX_PERIOD)
+    drawn = positions[sampler.sources(positions) == 2]
+    for stop in (MIX_PERIOD // 2, MIX_PERIOD, 5 * MIX_PERIOD):
         counts = np.bincount(drawn[drawn < stop] % columns, minlength=columns)
         assert counts.max() - counts.min() <= 3
-    counts = order.in_column(2, drawn)
+    counts = sampler.in_column(2, drawn)
     for column in range(0, columns, columns // 7):
         own = counts[drawn % columns == column]
         assert own.tolist() == list(range(own.size))
@@ -136,38 +136,38 @@ def test_every_column_draws_a_source_as_often_as_every_other(columns: int, share
 
 @pytest.mark.parametrize("columns", [1, 7, 48, 64])
 def test_rows_of_a_column_are_counted_over_all_changes_of_weights(columns: int) -> None:
-    order = Order(3, [None, None], [0.8, 0.2], start=5, columns=columns)
+    sampler = MixtureSampler(3, [None, None], [0.8, 0.2], start=5, columns=columns)
     for number, position in enumerate([9, 100, 101, 350, 1000, 1041]):
-        order.reweight(position, [[0.5, 0.5], [1.0, 0.0], [0.0, 1.0]][number % 3])
+        sampler.reweight(position, [[0.5, 0.5], [1.0, 0.0], [0.0, 1.0]][number % 3])
     positions = np.arange(5, 2000)
-    source = order.sources(positions)
+    source = sampler.sources(positions)
     drawn = [0] * columns
     expected = []
     for position in positions[source == 1].tolist():
         expected.append(drawn[position % columns])
         drawn[position % columns] += 1
-    assert order.in_column(1, positions[source == 1]).tolist() == expected
-    assert order.in_column(1, positions[source == 1][:9]).tolist() == expected[:9], "and backwards"
+    assert sampler.in_column(1, positions[source == 1]).tolist() == expected
+    assert sampler.in_column(1, positions[source == 1][:9]).tolist() == expected[:9], "and backwards"
 
 
 def test_memory_and_start_do_not_grow_with_the_number_of_changes() -> None:
-    order = Order(0, [1000, 1000], [1.0, 1.0], columns=48)
+    sampler = MixtureSampler(0, [1000, 1000], [1.0, 1.0], columns=48)
     mixing.slots_for.cache_clear()
     for stage in range(1, 300):
-        order.reweight(stage * 100, [1.0, 1.0 + stage])
+        sampler.reweight(stage * 100, [1.0, 1.0 + stage])
     assert mixing.slots_for.cache_info().currsize == 0, "built only where a position needs it"
-    order.rows(450, 300)
+    sampler.rows(450, 300)
     assert mixing.slots_for.cache_info().misses == 8
-    assert order.consumed(29_900).sum() == 29_900
+    assert sampler.consumed(29_900).sum() == 29_900
     assert mixing.slots_for.cache_info().currsize <= 4
 
 
 def test_each_finished_epoch_holds_each_row_once_across_changes_of_weights() -> None:
     sizes = [1_000, 40_000, 7]
-    order = Order(11, sizes, [0.4, 0.5, 0.1])
-    order.reweight(70_001, [0.1, 0.8, 0.1])
-    order.reweight(140_000, [0.3, 0.3, 0.4])
-    source, epoch, row = order.rows(0, 180_000)
+    sampler = MixtureSampler(11, sizes, [0.4, 0.5, 0.1])
+    sampler.reweight(70_001, [0.1, 0.8, 0.1])
+    sampler.reweight(140_000, [0.3, 0.3, 0.4])
+    source, epoch, row = sampler.rows(0, 180_000)
     for i, size in enumerate(sizes):
         epochs = epoch[source == i]
         for e in range(epochs.max() + 1):
@@ -179,37 +179,37 @@ def test_each_finished_epoch_holds_each_row_once_across_changes_of_weights() -> 
 
 
 def test_a_change_of_weights_at_a_segments_start_replaces_it() -> None:
-    order = Order(3, [50, 60], [0.5, 0.5])
-    order.reweight(0, [0.9, 0.1])
-    fresh = Order(3, [50, 60], [0.9, 0.1])
-    assert len(order.segments) == 1
-    assert all(np.array_equal(a, b) for a, b in zip(order.rows(0, 500), fresh.rows(0, 500)))
+    sampler = MixtureSampler(3, [50, 60], [0.5, 0.5])
+    sampler.reweight(0, [0.9, 0.1])
+    fresh = MixtureSampler(3, [50, 60], [0.9, 0.1])
+    assert len(sampler.segments) == 1
+    assert all(np.array_equal(a, b) for a, b in zip(sampler.rows(0, 500), fresh.rows(0, 500)))
 
 
 @given(start=st.integers(0, 150_000), count=st.integers(1, 300))
 @settings(max_examples=30, deadline=None)
 def test_any_window_is_a_part_of_the_whole(start: int, count: int) -> None:
-    order = Order(11, [1_000, 40_000, 7], [0.4, 0.5, 0.1])
-    order.reweight(100_001, [0.1, 0.8, 0.1])
-    around = order.rows(max(0, start - 20), count + 40)
-    part = order.rows(start, count)
+    sampler = MixtureSampler(11, [1_000, 40_000, 7], [0.4, 0.5, 0.1])
+    sampler.reweight(100_001, [0.1, 0.8, 0.1])
+    around = sampler.rows(max(0, start - 20), count + 40)
+    part = sampler.rows(start, count)
     offset = start - max(0, start - 20)
     assert all(np.array_equal(a, b[offset : offset + count]) for a, b in zip(part, around))
-    assert np.array_equal(order.sources(np.arange(start, start + count, 3)), part[0][::3])
+    assert np.array_equal(sampler.sources(np.arange(start, start + count, 3)), part[0][::3])
 
 
 def test_epochs_and_seeds_give_other_orders() -> None:
-    order = Order(1, [500], [1.0])
-    _, _, row = order.rows(0, 1000)
+    sampler = MixtureSampler(1, [500], [1.0])
+    _, _, row = sampler.rows(0, 1000)
     assert not np.array_equal(row[:500], row[500:])
-    assert not np.array_equal(row, Order(2, [500], [1.0]).rows(0, 1000)[2])
+    assert not np.array_equal(row, MixtureSampler(2, [500], [1.0]).rows(0, 1000)[2])
 
 
 def test_shares_follow_the_weights_in_every_stretch() -> None:
-    source, _, _ = Order(0, [10_000, 10_000], [3.0, 1.0]).rows(12_345, 4096)
+    source, _, _ = MixtureSampler(0, [10_000, 10_000], [3.0, 1.0]).rows(12_345, 4096)
     assert abs((source == 0).mean() - 0.75) < 0.03
 
 
 def test_a_source_of_one_row_is_repeated() -> None:
-    source, epoch, row = Order(0, [1], [2.5]).rows(5, 3)
+    source, epoch, row = MixtureSampler(0, [1], [2.5]).rows(5, 3)
     assert (source.tolist(), epoch.tolist(), row.tolist()) == ([0, 0, 0], [5, 6, 7], [0, 0, 0])

@@ -10,7 +10,7 @@ import pytest
 
 from llmkit.config import schema
 from llmkit.data.loader import TrainLoader
-from llmkit.data.order import Order
+from llmkit.data.sampler import MixtureSampler
 from llmkit.errors import UserError
 from tests.data.live.fakes import live
 from tests.data.test_loader import SEED, Job
@@ -21,7 +21,7 @@ Data = tuple[Any, schema.Data]
 
 def as_version_2(data: Data, rows: int, cursors: list[Any] | None = None) -> dict[str, Any]:
     """The position after so many rows, as that version wrote it."""
-    state = TrainLoader(*data, SEED, 6, 6).state()
+    state = TrainLoader(*data, SEED, 6, 6).state_dict()
     del state["fingerprint"]["packing"], state["fingerprint"]["lanes"]
     return state | {"version": 2, "rows": rows, **({"cursors": cursors} if cursors else {})}
 
@@ -32,8 +32,8 @@ def test_stored_tokens_go_on_in_the_order_of_then() -> None:
     job.state, job.done = as_version_2(job.data, 60), 10
     got = [row for batch in job.run(2, 60) for row in batch]
     whole_rows = [402 // T, 94 // T]  # what did not fill a row was left out then
-    order = Order(SEED, whole_rows, [3.0, 1.0], version=2)
-    source, _, row = order.rows(60, len(got))
+    sampler = MixtureSampler(SEED, whole_rows, [3.0, 1.0], version=2)
+    source, _, row = sampler.rows(60, len(got))
     for (number, inputs, _), i, k in zip(got, source.tolist(), row.tolist(), strict=True):
         assert (number, inputs) == (i, list(sources.values())[i].stream[k * T : (k + 1) * T].tolist())
     assert job.state["version"] == 2
@@ -67,12 +67,12 @@ def test_a_mixture_with_a_live_source_is_refused_and_goes_on_where_it_is_allowed
     with pytest.raises(UserError, match=r"earlier version of llmkit, which read live .*--allow-data-change"):
         job.run(1, 1)
     loader = TrainLoader(*data, SEED, 4, 2)
-    told = loader.load_state(job.state, 4, allow_change=True)
+    told = loader.load_state_dict(job.state, 4, allow_change=True)
     same = "its text is the same, but its rows are cut or ordered otherwise from here on"
     assert told[-1] == f"source a begins anew, whatever was read of it before: {same}"
-    state = loader.state()
+    state = loader.state_dict()
     assert (state["version"], state["start"], state["cursors"]) == (3, 16, cursors)
-    assert state["numbers"] == [2, 1]
+    assert state["shuffle_ids"] == [2, 1]
 
 
 def test_another_packing_cuts_other_rows_and_begins_anew() -> None:
@@ -83,7 +83,7 @@ def test_another_packing_cuts_other_rows_and_begins_anew() -> None:
         job.run(1, 1)
     job.run(1, 1, allow_change=True)
     assert job.state is not None
-    assert (job.state["start"], job.state["carry"]) == (16, [0])
+    assert (job.state["start"], job.state["consumed_before"]) == (16, [0])
 
 
 def test_rows_that_documents_were_laid_into_are_the_same_ones_in_every_epoch() -> None:

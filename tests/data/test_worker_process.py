@@ -4,7 +4,7 @@ import time
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
 
-from llmkit.data.processes import Helper, end
+from llmkit.data.worker_process import WorkerProcess, stop_all
 
 
 def hang(pipe: Connection) -> None:
@@ -18,24 +18,24 @@ def obey(pipe: Connection) -> None:
 
 
 def test_one_that_hangs_is_killed_and_one_that_is_not_started_is_nothing_to_end() -> None:
-    hanging, obeying, resting = Helper(hang, "h"), Helper(obey, "o"), Helper(obey, "r")
+    hanging, obeying, resting = WorkerProcess(hang, "h"), WorkerProcess(obey, "o"), WorkerProcess(obey, "r")
     with ExitStack() as stack:
         for helper in (hanging, obeying):
             helper.start()
             stack.callback(helper.kill)
-        obeying.give("word" * 100_000)
+        obeying.send("word" * 100_000)
         assert obeying.pipe.recv() == "word" * 100_000
         assert hanging.pipe.recv() == "here"
-        end([obeying], 100.0)
-        end([hanging, obeying, resting], 0.1)
+        stop_all([obeying], 100.0)
+        stop_all([hanging, obeying, resting], 0.1)
         assert [one.exit_code(0.0) for one in (hanging, obeying)] == [-9, 0]
 
 
 def test_all_are_asked_to_end_before_one_is_waited_for_and_share_the_time() -> None:
     waited: list[float] = []
-    killed: list[Helper] = []
+    killed: list[WorkerProcess] = []
 
-    class Hanging(Helper):
+    class Hanging(WorkerProcess):
         pid = 1
 
         def exit_code(self, seconds: float) -> int | None:
@@ -50,6 +50,6 @@ def test_all_are_asked_to_end_before_one_is_waited_for_and_share_the_time() -> N
             killed.append(self)
 
     helpers = [Hanging(obey, "h") for _ in range(3)]
-    end(helpers, 0.05)
+    stop_all(helpers, 0.05)
     assert sum(waited) < 0.06
     assert killed == helpers
