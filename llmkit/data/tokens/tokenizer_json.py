@@ -83,11 +83,11 @@ def added_around(spec: dict[str, Any], origin: str) -> tuple[list[int], list[int
         found = HFTokenizer.from_str(json.dumps(bare)).encode("a")
     except Exception as error:  # the library raises no narrower type
         raise UserError(f"{origin}: its post_processor is not valid ({error})") from error
-    place = found.special_tokens_mask.index(0)
-    return found.ids[:place], found.ids[place + 1 :]
+    text = found.special_tokens_mask.index(0)
+    return found.ids[:text], found.ids[text + 1 :]
 
 
-def opening_with(spec: dict[str, Any], token: str, number: int) -> dict[str, Any]:
+def opening_with(spec: dict[str, Any], token: str, id: int) -> dict[str, Any]:
     """The same tokenizer.json with a post-processor that puts this token before a text, and nothing else."""
     step = spec.get("post_processor") or {}
     steps = step["processors"] if step.get("type") == "Sequence" else [step]
@@ -99,7 +99,7 @@ def opening_with(spec: dict[str, Any], token: str, number: int) -> dict[str, Any
         "type": "TemplateProcessing",
         "single": [first, a],
         "pair": [first, a, b],
-        "special_tokens": {token: {"id": token, "ids": [number], "tokens": [token]}},
+        "special_tokens": {token: {"id": token, "ids": [id], "tokens": [token]}},
     }
     kept = [each for each in steps if each.get("type") == "ByteLevel"]  # which adds nothing
     whole = {"type": "Sequence", "processors": [*kept, template]} if kept else template
@@ -109,13 +109,16 @@ def opening_with(spec: dict[str, Any], token: str, number: int) -> dict[str, Any
 def unknown_token(model: dict[str, Any]) -> str | None:
     """The token of a model for what it has no other token for."""
     if model.get("type") == "Unigram":
-        number = model.get("unk_id")
-        return None if number is None else model["vocab"][number][0]
+        index = model.get("unk_id")
+        return None if index is None else model["vocab"][index][0]
     return model.get("unk_token")
 
 
 def byte_symbols() -> list[str]:
-    """The character that stands for each byte in byte-level vocabularies (Radford et al. 2019, GPT-2)."""
+    """The character that stands for each byte in byte-level vocabularies (Radford et al. 2019, GPT-2).
+
+    "a" for 97, "\u0120" for 32, a space, "\u010a" for 10, a line's end, "\u00c3" for 195.
+    """
     shown = [*range(ord("!"), ord("~") + 1), *range(ord("\xa1"), ord("\xac") + 1), *range(ord("\xae"), 256)]
     symbols = {byte: chr(byte) for byte in shown}
     for byte in range(256):
@@ -133,7 +136,7 @@ def bytes_of_ids(spec: dict[str, Any], vocabulary: dict[str, int]) -> dict[int, 
     added = {token["content"] for token in spec.get("added_tokens") or []}
     byte_of = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
     return {
-        number: token.encode() if token in added else bytes(byte_of[symbol] for symbol in token)
-        for token, number in vocabulary.items()
+        id: token.encode() if token in added else bytes(byte_of[symbol] for symbol in token)
+        for token, id in vocabulary.items()
         if token in added or all(symbol in byte_of for symbol in token)
     }
