@@ -29,7 +29,9 @@ def losses(monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
     """Held-out losses by step, which tests set; 9.0 at other steps."""
     found: dict[int, float] = {}
 
-    def evaluate(engine: Any, heldout: Any, mesh: Any, control: Any, stop: Any, step: int) -> Evaluation:
+    def evaluate(
+        engine: Any, heldout: Any, mesh: Any, control: Any, stop: Any, step: int, ranges: Any
+    ) -> Evaluation:
         return Evaluation(step, found.get(step, 9.0), None)
 
     monkeypatch.setattr(evaluations, "evaluate", evaluate)
