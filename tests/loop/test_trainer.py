@@ -161,6 +161,9 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "seen-z1": {"overrides": [*SEEN, "parallel.zero_stage=1"]},
     "seen-z3": {"overrides": [*SEEN, "parallel.zero_stage=3"]},
+    "seen-cp": {
+        "overrides": [*SEEN, "parallel.context_parallel_size=2", "parallel.context_parallel_form=ring"],
+    },
     "fails": {"overrides": ["checkpoint.every_steps=0"], "hook": "fails"},
 }  # fmt: skip
 
@@ -187,7 +190,7 @@ def outcomes(folder: Path) -> dict[str, list[dict[str, Any]]]:
     return {name: [found[index] for found in ranks] for index, name in enumerate(CASES)}
 
 
-@pytest.mark.parametrize("name", ["seen-tp", "seen-z1", "seen-z3"])
+@pytest.mark.parametrize("name", ["seen-tp", "seen-z1", "seen-z3", "seen-cp"])
 def test_what_is_recorded_does_not_depend_on_the_layout(
     outcomes: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
