@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
+import pytest
+from s3fs import S3FileSystem
+
 from tests.data.sources.servers import FLOOD_BYTES, LocalServer
 from tests.limits import HANG
+
+SECRET = "dummy-secret-of-the-tests"
 
 
 class S3Server(LocalServer):
@@ -135,3 +143,27 @@ class S3Server(LocalServer):
 def tag(content: bytes) -> str:
     """The ETag of an object."""
     return f'"{hashlib.md5(content, usedforsecurity=False).hexdigest()}"'
+
+
+@contextmanager
+def s3_is(server: S3Server, nowhere: Path) -> Iterator[None]:
+    """In here s3:// means this server, which is closed behind it; no proxy is between, no key is that of the
+    user. nowhere: a path at which nothing is. For many tests, since making a client takes long."""
+    settings = {
+        "AWS_ENDPOINT_URL": server.url,
+        "AWS_ACCESS_KEY_ID": "dummy-key-of-the-tests",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": str(nowhere),
+        "AWS_SHARED_CREDENTIALS_FILE": str(nowhere),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith("AWS_") or name.lower().endswith("_proxy"):
+                patch.delenv(name)
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        yield
+    S3FileSystem.clear_instance_cache()
+    server.close()

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,10 +18,9 @@ from llmkit.data.sources.files import File, list_files
 from llmkit.data.sources.retries import RetryPolicy
 from llmkit.errors import RunFault, UserError
 from tests.data.sources.conftest import make_reader, read_all
-from tests.data.sources.s3_server import S3Server, tag
+from tests.data.sources.s3_server import SECRET, S3Server, s3_is, tag
 from tests.data.sources.servers import FLOOD_BYTES
 
-SECRET = "dummy-secret-of-the-tests"
 CONTENT = random.Random(0).randbytes(3_000_000)
 SLOW_DOWN = (503, "SlowDown")
 
@@ -30,26 +28,9 @@ SLOW_DOWN = (503, "SlowDown")
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """The store that s3:// means; one for all tests, since making a client of it takes long."""
-    server, nowhere = S3Server(), str(tmp_path_factory.mktemp("s3") / "none")
-    settings = {
-        "AWS_ENDPOINT_URL": server.url,
-        "AWS_ACCESS_KEY_ID": "dummy-key-of-the-tests",
-        "AWS_SECRET_ACCESS_KEY": SECRET,
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_CONFIG_FILE": nowhere,
-        "AWS_SHARED_CREDENTIALS_FILE": nowhere,
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [
-            name for name in os.environ if name.startswith("AWS_") or name.lower().endswith("_proxy")
-        ]:
-            patch.delenv(name)
-        for name, value in settings.items():
-            patch.setenv(name, value)
+    server = S3Server()
+    with s3_is(server, tmp_path_factory.mktemp("s3") / "none"):
         yield server
-    S3FileSystem.clear_instance_cache()
-    server.close()
 
 
 @pytest.fixture
