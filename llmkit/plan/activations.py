@@ -12,6 +12,7 @@ from math import prod
 from llmkit.config.operators import QUANTISED
 from llmkit.config.parameters import INTO_MLP
 from llmkit.config.shape import ModelShape
+from llmkit.plan.adapter_memory import adapter_parts
 from llmkit.plan.arithmetic import Arithmetic, Recompute
 from llmkit.plan.score_memory import mask_bytes, score_bytes
 from llmkit.precision import BYTES
@@ -107,7 +108,7 @@ def _head(shape: ModelShape, how: Arithmetic) -> Activations:
     normed = 2 * how.bytes * shape.hidden_size
     if how.forms.get("head_loss", "full") == "full":
         return Activations(normed + LOGIT_BYTES[how.head_compiled] * logits)
-    weight = 0.0 if how.adapters else (FP32 + how.bytes) * logits * shape.hidden_size
+    weight = 0.0 if how.lora.rank else (FP32 + how.bytes) * logits * shape.hidden_size
     return Activations(normed + CHUNKED_LOGIT_BYTES * logits, weight + CHUNK_BYTES)
 
 
@@ -133,6 +134,9 @@ def block_parts(shape: ModelShape, how: Arithmetic, recompute: Recompute) -> dic
         ):  # of the inputs of both column-parallel layers, all of the sequence is kept
             gathered = 2.0 * size * shape.hidden_size
             whole -= gathered if recompute == "none" else 0.0
+    more = adapter_parts(shape, how, recompute, fp32_norms=_keeps_fp32_norms(shape, how))
+    whole += more.get("residual stream and norms", 0.0)
+    attention, mlp = attention + more.get("attention", 0.0), mlp + more.get("mlp", 0.0)
     pieces = layout.tensor_parallel_size if layout.sequence_parallel else 1
     ranks = layout.tensor_parallel_size
     return {

@@ -92,7 +92,7 @@ def arithmetic(config: Config, precision: Precision, layout: Layout, kernels: Ke
     """What the memory of activations depends on."""
     return Arithmetic(
         precision, layout, kernels.blocks_compiled, kernels.compiled, kernels.forms,
-        adapters=config.train.lora.rank > 0, length=config.data.row_length,
+        lora=config.train.lora, length=config.data.row_length,
         documents=config.data.document_masks,
     )  # fmt: skip
 

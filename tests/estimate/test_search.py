@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ def test_all_that_is_offered_fits_and_no_layout_comes_twice(found: Found):
 def test_the_fastest_come_first_the_plainest_of_those_that_are_alike(found: Found):
     seconds = [each.time.seconds for each in found.fitting]
     assert seconds[0] <= min(seconds) * ALIKE
-    assert all(later >= min(seconds) * 0.999 / ALIKE for later in seconds)
+    assert all(later >= earlier / ALIKE for earlier, later in pairwise(seconds))
     behind = [each for each in found.fitting if each.time.seconds <= min(seconds) * ALIKE]
     assert found.fitting[0].effort == min(each.effort for each in behind)
     assert [each.effort for each in found.fitting[: len(behind)]] == sorted(each.effort for each in behind)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from llmkit.config.lora_section import Lora
 from llmkit.config.shape import ModelShape
 from llmkit.kernels.head_loss_chunks import BUFFER_BYTES, BUFFER_SHARE
 from llmkit.kernels.operators import TORCH, Operators
@@ -306,7 +307,7 @@ def test_logits_in_chunks_leave_a_buffer_and_the_gradient_of_the_matrix():
     stored, found = training_bytes(large, arithmetic()), training_bytes(large, chunked)
     assert found.token < stored.token and stored.fixed == 0
     assert found.fixed == (4 + 2) * 100_000 * large.hidden_size + 2**28
-    assert training_bytes(large, replace(chunked, adapters=True)).fixed == 2**28
+    assert training_bytes(large, replace(chunked, lora=Lora(rank=2))).fixed == 2**28
 
 
 def test_the_logits_of_a_chunk_are_no_more_than_all_of_them():

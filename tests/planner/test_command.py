@@ -100,7 +100,7 @@ def test_two_layouts_beside_each_other(capsys):
     assert "A: as it is" in text and f"B: {zero}" in text
     assert "B - A" in text and "recompute" in text and "MFU" in text
     configs = plan(capsys, SMALL, "--device", "h100", "--compare", SMALL, RECIPE)
-    assert "does not fit" not in configs and "fits" in configs
+    assert re.search(r"\nfits +yes +no\n", configs) and "tokens/s" not in configs, "8B is too large for DDP"
 
 
 def test_layouts_that_are_left_open(capsys):
@@ -196,8 +196,10 @@ def test_devices_of_ones_own(tmp_path, capsys):
 
 
 def test_a_layout_that_is_refused_is_told_beside_those_that_are_not(capsys):
-    text = plan(capsys, RECIPE, "--device", "h100", "parallel.zero_stage=0", "parallel.offload=none")
-    assert "\nasked" in text
+    """A rank has 64 rows; 128 divide the 512 of all ranks."""
+    text = plan(capsys, SMALL, "--device", "h100", "train.micro_batch_size=128")
+    assert "\nasked" not in text and "the layout that is asked for is refused: " in text
+    assert "train.micro_batch_size 128" in text and re.search(r"\n1 +(DDP|ZeRO)", text)
 
 
 def test_numbers_and_units_of_options(capsys):

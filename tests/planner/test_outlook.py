@@ -84,7 +84,9 @@ def test_disks_hosts_and_network(best: Candidate):
     assert terms["checkpoint"].value == saved
     assert terms["disk for checkpoints"].value == 3 * saved
     assert terms["disk for tokens"].value == 4e11, "ids beyond 65,536 take 4 bytes"
-    assert terms["host memory of a node"].value >= saved / 8
+    host = {term.name: term.value for term in best.memory.host}
+    assert set(host) == {"process", "data workers", "copy of a checkpoint"}
+    assert terms["host memory of a node"].value == 8 * sum(host.values()) > saved / 8
     sent = terms["network of a node"].value * best.time.seconds
     assert best.plan.layout.zero_stage == 1 and sent == pytest.approx(6 * 8_030_261_248)
 
