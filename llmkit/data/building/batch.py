@@ -37,15 +37,15 @@ class TokenizeBatch:
     text: int = 0
     _records: list[tuple[Record, int, int, bool]] = field(default_factory=list)
 
-    def add(self, candidate: RawRecord, unit: int, heldout: bool) -> None:
-        """Take a candidate of a unit; what it lacks is counted."""
+    def add(self, candidate: RawRecord, split: int, heldout: bool) -> None:
+        """Take a record of a split; why it cannot be used is counted."""
         record = candidate.record
         if isinstance(record, Skipped):
             self.stats.left_out[record.reason] += 1
             return
         if candidate.repaired:
             self.stats.left_out[REPAIRED] += 1
-        self._records.append((record, unit, candidate.number, heldout))
+        self._records.append((record, split, candidate.number, heldout))
         self.size += 4 * int(record.ids.size) if isinstance(record, Ids) else len(text_of(record))
 
     def encode(self) -> list[tuple[Encoded, bool]]:
@@ -53,7 +53,7 @@ class TokenizeBatch:
         found, stats = [], self.stats
         records = [record for record, *_ in self._records]
         encoded = self.encoder.encode(records, self.threads) if records else []
-        for document, (record, unit, number, heldout) in zip(encoded, self._records, strict=True):
+        for document, (record, split, number, heldout) in zip(encoded, self._records, strict=True):
             text = text_of(record)
             self.text += len(text)
             if not isinstance(document, Skipped):
@@ -62,7 +62,7 @@ class TokenizeBatch:
                     stats.left_out[SPELLED_END] += 1
                 stats.text_bytes += document.text_bytes if isinstance(record, Ids) else utf8_size(text)
             elif self.reader.errors == "raise" and document.reason != EMPTY:
-                where = self.reader.location(unit, number)
+                where = self.reader.location(split, number)
                 raise UserError(f"{where}: {document.detail}; mend the record, or set data.errors to skip")
             else:
                 stats.left_out[document.reason] += 1
@@ -93,23 +93,23 @@ class ShuffleBuffer:
     def __init__(self, part: int, writer: ShardWriter, stats: BuildStats) -> None:
         self.size = 0
         self._part, self._writer, self._blocks = part, writer, stats.blocks
-        self._splits: tuple[list[Encoded], list[Encoded]] = ([], [])
+        self._documents: tuple[list[Encoded], list[Encoded]] = ([], [])
 
     def add(self, documents: Sequence[tuple[Encoded, bool]]) -> None:
         """Take documents, with whether each is held out."""
         for encoded, heldout in documents:
             tokens = encoded.tokens.astype(self._writer.stored)
-            self._splits[heldout].append(encoded._replace(tokens=tokens))
+            self._documents[heldout].append(encoded._replace(tokens=tokens))
             self.size += max(tokens.nbytes, encoded.text_bytes)  # of a chat only the answers are text
 
     def write(self) -> None:
         """Write the documents, those to train on first, and empty the buffer."""
         block = []
-        for split, documents in enumerate(self._splits):
-            keys = key(SHUFFLE_STREAM, self._part, len(self._blocks), split)
+        for heldout, documents in enumerate(self._documents):
+            keys = key(SHUFFLE_STREAM, self._part, len(self._blocks), heldout)
             order = permute(np.arange(len(documents)), len(documents), keys)
             shuffled = to_documents([documents[index] for index in order.tolist()], self._writer)
             self._writer.add_all(shuffled)
             block.append((len(documents), shuffled.text_bytes))
         self._blocks.append((block[0], block[1]))
-        self.size, self._splits = 0, ([], [])
+        self.size, self._documents = 0, ([], [])

@@ -15,11 +15,11 @@ from llmkit.cores import available_cores
 from llmkit.data.building.batch import TokenizeBatch
 from llmkit.data.building.cache import Report, build_once, content_key
 from llmkit.data.building.opened import BUILD_VERSION, SourceRecord
-from llmkit.data.building.parts import PartMaker, group_units, part_bytes_of
+from llmkit.data.building.parts import PartMaker, group_splits, part_bytes_of
 from llmkit.data.building.pool import make_parts
 from llmkit.data.building.progress import Progress
 from llmkit.data.building.stats import BuildStats
-from llmkit.data.building.write_shards import SplitWriter, write_shards
+from llmkit.data.building.write_shards import StreamWriter, write_shards
 from llmkit.data.live.heldout import heldout_records
 from llmkit.data.source import Source
 from llmkit.data.sources.reader import SourceReader
@@ -69,8 +69,8 @@ class Builder:
 
     def build_heldout(self, source: Source, reader: SourceReader) -> Path:
         """The folder with the held-out documents of a live source; what is not there is built."""
-        units: list[JsonValue] = [list(unit) for unit in reader.splits]
-        folder = self._folder(source, {"live": units})
+        splits: list[JsonValue] = [list(split) for split in reader.splits]
+        folder = self._folder(source, {"live": splits})
         build_once(folder, lambda tmp: self._fill_heldout(source, reader, tmp / "whole"), self._report)
         return folder
 
@@ -93,11 +93,11 @@ class Builder:
         began = time.monotonic()
         part_bytes = part_bytes_of(source.files)
         reader = source.reader(part_bytes)
-        size = sum(unit.size for unit in reader.splits)
+        size = sum(split.size for split in reader.splits)
         workers = 0 if size < SMALL else self._workers or available_cores()
         folder, whole = tmp / f"parts-v{PARTS_VERSION}", tmp / "whole"
         folder.mkdir(exist_ok=True)
-        parts = group_units(reader.splits, part_bytes)
+        parts = group_splits(reader.splits, part_bytes)
         maker = PartMaker(
             reader, self._encoder, parts, self._config.heldout_every, folder, threads=workers == 0
         )
@@ -124,8 +124,8 @@ class Builder:
         for leftover in set(maker.folder.iterdir()) - set(paths.values()):
             shutil.rmtree(leftover, ignore_errors=True)  # it may be that of a process that still ends
         missing = [number for number in numbers if not paths[number].exists()]
-        units = maker.reader.splits
-        sizes = [sum(units[unit].size for unit in part) for part in maker.parts]
+        splits = maker.reader.splits
+        sizes = [sum(splits[split].size for split in part) for part in maker.parts]
         already = sum(sizes) - sum(sizes[number] for number in missing)
         if already:
             there = len(numbers) - len(missing)
@@ -144,28 +144,28 @@ class Builder:
 
     def _fill_heldout(self, source: Source, reader: SourceReader, whole: Path) -> None:
         compare, stats = source.spec.record == "text", BuildStats()
-        split = SplitWriter(whole / "heldout", source.name, self._tokenizer, compare)
+        stream = StreamWriter(whole / "heldout", source.name, self._tokenizer, compare)
         batch = TokenizeBatch(reader, self._encoder, stats, threads=False)
-        for unit, held in heldout_records(len(reader.splits), self._config.heldout_every).items():
-            for candidate in reader.read(unit):
-                if candidate.number in held:
-                    batch.add(candidate, unit, heldout=True)
-                if candidate.number >= held[-1]:
+        for split, held in heldout_records(len(reader.splits), self._config.heldout_every).items():
+            for record in reader.read(split):
+                if record.number in held:
+                    batch.add(record, split, heldout=True)
+                if record.number >= held[-1]:
                     break
-        split.add_encoded([document for document, _ in batch.encode()])
-        split.finish()
-        stats.heldout_documents = split.documents
+        stream.add_encoded([document for document, _ in batch.encode()])
+        stream.finish()
+        stats.heldout_documents = stream.documents
         self._finish(source, stats, whole)
 
     def _finish(self, source: Source, stats: BuildStats, whole: Path) -> None:
         """Write down what was built, and make its names as durable as the files."""
         if self._config.heldout_every and not stats.heldout_documents:
-            what = "its first units give none" if source.kind == "live" else (
-                f"one in {self._config.heldout_every} of its {stats.candidates} documents is none"
+            what = "its first splits give none" if source.kind == "live" else (
+                f"one in {self._config.heldout_every} of its {stats.records} documents is none"
             )  # fmt: skip
             self._report(f"data: {source.name}: nothing is held out: {what}")
         if +stats.left_out:
-            of = f" (of {stats.candidates:,})" if stats.candidates else ""
+            of = f" (of {stats.records:,})" if stats.records else ""
             self._report(f"data: {source.name}: {skipped_summary(stats.left_out)}{of}")
         copies = None if source.kind == "live" else stats.duplicates
         record = SourceRecord(

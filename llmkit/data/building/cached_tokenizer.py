@@ -12,7 +12,7 @@ from xxhash import xxh64_hexdigest
 
 from llmkit.config import schema
 from llmkit.data.building.cache import Report, build_once, content_key, opening_cache
-from llmkit.data.building.parts import HeldOutSampler, group_units, part_bytes_of
+from llmkit.data.building.parts import HeldOutSampler, group_splits, part_bytes_of
 from llmkit.data.live.heldout import heldout_records
 from llmkit.data.source import Source
 from llmkit.data.sources.reader import SourceReader
@@ -150,17 +150,17 @@ def _places(config: schema.Data, source: Source) -> list[Iterator[Record]]:
         splits = _spread(len(live.splits))
         return [_records(live, (split,), held.get(split, range(0)).__contains__) for split in splits]
     reader = source.reader(part_bytes_of(source.files))
-    parts = group_units(reader.splits, part_bytes_of(source.files))
+    parts = group_splits(reader.splits, part_bytes_of(source.files))
     return [_records(reader, parts[part], HeldOutSampler(part, every)) for part in _spread(len(parts))]
 
 
 def _records(
-    reader: SourceReader, units: Sequence[int], is_heldout: Callable[[int], bool]
+    reader: SourceReader, splits: Sequence[int], is_heldout: Callable[[int], bool]
 ) -> Iterator[Record]:
-    """The records of some units, but those held out, which are known by their number among these."""
-    for number, candidate in enumerate(chain.from_iterable(map(reader.read, units))):
-        if not is_heldout(number) and not isinstance(candidate.record, Skipped):
-            yield candidate.record
+    """The records of some splits, but those held out, which are known by their number among these."""
+    for number, record in enumerate(chain.from_iterable(map(reader.read, splits))):
+        if not is_heldout(number) and not isinstance(record.record, Skipped):
+            yield record.record
 
 
 def _spread(count: int) -> list[int]:

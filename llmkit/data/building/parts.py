@@ -50,14 +50,14 @@ def part_bytes_of(files: Sequence[File]) -> int:
     return min(max(sum(file.size for file in files) // PARTS, low), high)
 
 
-def group_units(units: Sequence[Split], part_bytes: int) -> list[tuple[int, ...]]:
-    """Numbers of neighbouring units, in groups of at least `part_bytes`; the last may be smaller."""
+def group_splits(splits: Sequence[Split], part_bytes: int) -> list[tuple[int, ...]]:
+    """Numbers of neighbouring splits, in groups of at least `part_bytes`; the last may be smaller."""
     groups: list[tuple[int, ...]] = []
     group: list[int] = []
     size = 0
-    for number, unit in enumerate(units):
+    for number, split in enumerate(splits):
         group.append(number)
-        size += unit.size
+        size += split.size
         if size >= part_bytes:
             groups.append(tuple(group))
             group, size = [], 0
@@ -65,9 +65,9 @@ def group_units(units: Sequence[Split], part_bytes: int) -> list[tuple[int, ...]
 
 
 def held_out(part: int, numbers: np.ndarray, every: int) -> np.ndarray:
-    """Which candidates of a part are held out: one of each `every` neighbours, drawn by a key; (count,) bool.
+    """Which records of a part are held out: one of each `every` neighbours, drawn by a key; (count,) bool.
 
-    So nobody has to know how many there are. The very first candidate of a source is never held out, so
+    So nobody has to know how many there are. The very first record of a source is never held out, so
     that one document is one to train on. `every` 0: none.
     """
     if every == 0:
@@ -80,14 +80,14 @@ def held_out(part: int, numbers: np.ndarray, every: int) -> np.ndarray:
 
 
 class HeldOutSampler:
-    """`held_out` for candidates one after the other."""
+    """`held_out` for records one after the other."""
 
     def __init__(self, part: int, every: int) -> None:
         self._part, self._every = part, every
         self._chosen = np.zeros(0, dtype=bool)
 
     def __call__(self, number: int) -> bool:
-        """Whether candidate `number` is held out."""
+        """Whether record `number` is held out."""
         if number >= self._chosen.size:
             self._chosen = held_out(self._part, np.arange(max(1024, 2 * number)), self._every)
         return bool(self._chosen[number])
@@ -97,7 +97,7 @@ class HeldOutSampler:
 class PartMaker:
     """All that a process needs to make the parts of a source.
 
-    reader: of the source. encoder: to tokens. parts: the units of each part. heldout_every: one candidate
+    reader: of the source. encoder: to tokens. parts: the splits of each part. heldout_every: one record
     in so many is held out. folder: where the parts lie. threads: tokenize with all cores.
     """
 
@@ -126,10 +126,10 @@ class PartMaker:
             stats = BuildStats()
             buffer = ShuffleBuffer(part, writer, stats)
             batch = TokenizeBatch(self.reader, self.encoder, stats, self.threads)
-            for unit in self.parts[part]:
-                for candidate in self.reader.read(unit):
-                    batch.add(candidate, unit, is_heldout(stats.candidates))
-                    stats.candidates += 1
+            for split in self.parts[part]:
+                for record in self.reader.read(split):
+                    batch.add(record, split, is_heldout(stats.records))
+                    stats.records += 1
                     if batch.size >= BATCH_TEXT:
                         buffer.add(batch.encode())
                         if buffer.size >= BUFFER_BYTES:

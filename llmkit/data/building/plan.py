@@ -150,7 +150,7 @@ def _plan_source(
         unpacked_bytes=unpacked_bytes(reader),
         text_bytes=round(stats.text_bytes / share),
         documents=documents,
-        left_out=round((stats.candidates - stats.documents) / share),
+        left_out=round((stats.records - stats.documents) / share),
         tokens=tokens,
         disk_bytes=tokens * item + 8 * documents + masks,
         seconds=round(seconds / share / (workers if size >= SMALL else 1), 2),
@@ -173,7 +173,7 @@ def _measure(reader: SourceReader, encoder: RecordEncoder) -> tuple[BuildStats, 
                 if share is not None:
                     break
             batch.add(record, split, heldout=False)
-            stats.candidates += 1
+            stats.records += 1
         for document, _ in batch.encode():
             stats.documents += 1
             stats.tokens += document.tokens.size + 1

@@ -12,7 +12,7 @@ from llmkit.data.prepared import shown_size
 class BuildStats(BaseModel):
     """Figures of a source, or of a part of it.
 
-    candidates: records, those that were left out too. text_bytes: UTF-8 bytes of all the text, also of that
+    records: all of them, those that were left out too. text_bytes: UTF-8 bytes of all the text, also of that
     which is not to be learned. left_out: records that were left out or mended, by reason. slow_reason: why
     the fast tokenizer was not at work, if it was not. Set for a part only: blocks, of each the documents and
     the bytes of text to learn, to train on and held out. For a source only: documents, heldout_documents and
@@ -21,7 +21,7 @@ class BuildStats(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid")
-    candidates: int = 0
+    records: int = 0
     text_bytes: int = 0
     left_out: Counter[str] = Counter()
     slow_reason: str | None = None
@@ -36,7 +36,7 @@ class BuildStats(BaseModel):
 
     def add_part(self, part: BuildStats) -> None:
         """Count what a part found."""
-        self.candidates += part.candidates
+        self.records += part.records
         self.text_bytes += part.text_bytes
         self.left_out += part.left_out
         self.slow_reason = part.slow_reason or self.slow_reason

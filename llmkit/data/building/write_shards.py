@@ -28,8 +28,8 @@ COMPRESS_LIMIT = 2 << 20
 """Held-out bytes up to which general compressors are run for comparison: they take a second for a MB."""
 
 
-class SplitWriter:
-    """Writes the shards of one split of a source; where no document comes, no folder remains.
+class StreamWriter:
+    """Writes a token stream of a source, to train on or held out; without a document, no folder remains.
 
     compare: run general compressors on the text, as far as it is not too much.
     """
@@ -91,8 +91,8 @@ def write_shards(
 
     Memory does not grow with the source, and the result does not depend on when parts come.
     """
-    train = SplitWriter(folder / "train", name, tokenizer, compare=False)
-    heldout = SplitWriter(folder / "heldout", name, tokenizer, compare)
+    train = StreamWriter(folder / "train", name, tokenizer, compare=False)
+    heldout = StreamWriter(folder / "heldout", name, tokenizer, compare)
     stats, copies = BuildStats(), DuplicateCounter(folder)
     waiting: list[Documents] = []
     for path in parts:
@@ -114,12 +114,12 @@ def write_shards(
     train.finish()
     heldout.finish()
     stats.documents, stats.heldout_documents = train.documents, heldout.documents
-    stats.tokens = sum(split.tokens for split in (train, heldout) if split.documents)
+    stats.tokens = sum(stream.tokens for stream in (train, heldout) if stream.documents)
     stats.duplicates, stats.heldout_in_train = copies.count()
     return stats
 
 
-def _add_packed(writer: SplitWriter, documents: Documents, sequence_length: int, stats: BuildStats) -> None:
+def _add_packed(writer: StreamWriter, documents: Documents, sequence_length: int, stats: BuildStats) -> None:
     order = packing.plan(documents.lengths, sequence_length, writer.tokens % sequence_length)
     packed = documents.reordered(order)
     fits = packed.lengths <= sequence_length

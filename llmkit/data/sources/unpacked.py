@@ -1,4 +1,4 @@
-"""How large the files of a source are unpacked, and how much of a unit lies before one of its records."""
+"""How large the files of a source are unpacked, and how much of a split lies before one of its records."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def unpacked_bytes(reader: SourceReader) -> int:
             packed.append((file, form))
         elif form.kind != "parquet":
             plain += file.size
-    tables = (unit.size for unit in reader.splits if _form(reader, unit.file).kind == "parquet")
+    tables = (split.size for split in reader.splits if _form(reader, split.file).kind == "parquet")
     count = min(PROBED, len(packed))
     probed = [packed[k * len(packed) // count] for k in range(count)]
     stored = sum(file.size for file, _ in probed)
@@ -71,19 +71,19 @@ def _frame_content(header: bytes) -> int:
     return int.from_bytes(header[begin : begin + length], "little") + 256 * (length == 2)
 
 
-def share_before(reader: SourceReader, unit: int, candidate: RawRecord) -> float | None:
-    """Share of a unit's bytes, or rows, before a record of it; None where that is not known."""
-    part, form = reader.splits[unit], _form(reader, reader.splits[unit].file)
+def share_before(reader: SourceReader, split: int, record: RawRecord) -> float | None:
+    """Share of a split's bytes, or rows, before a record of it; None where that is not known."""
+    part, form = reader.splits[split], _form(reader, reader.splits[split].file)
     file = reader.files[part.file]
     if form.kind == "document":
         sizes = [each.size for each in reader.files[part.start : part.end]]
-        return sum(sizes[: candidate.number]) / max(1, sum(sizes))
+        return sum(sizes[: record.number]) / max(1, sum(sizes))
     if form.kind == "lines" and form.compression is None:
-        return (max(candidate.seek_hint, part.start) - part.start) / part.size
+        return (max(record.seek_hint, part.start) - part.start) / part.size
     if form.kind == "lines":
-        return min(1.0, candidate.seek_hint / max(1, unpacked_size(file, form) * part.size / file.size))
+        return min(1.0, record.seek_hint / max(1, unpacked_size(file, form) * part.size / file.size))
     if form.kind == "parquet":
-        return candidate.number / max(1, _rows(file, range(part.start, part.end)))
+        return record.number / max(1, _rows(file, range(part.start, part.end)))
     return None
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from llmkit.config import schema
 from llmkit.data.building import parts
-from llmkit.data.building.parts import HeldOutSampler, PartMaker, group_units, held_out, read_part
+from llmkit.data.building.parts import HeldOutSampler, PartMaker, group_splits, held_out, read_part
 from llmkit.data.building.stats import BuildStats
 from llmkit.data.shards.documents import Documents
 from llmkit.data.sources.files import list_files
@@ -69,11 +69,11 @@ def made(maker: PartMaker) -> tuple[BuildStats, list[list[str]], list[list[str]]
     return stats, [train for train, _ in told], [held for _, held in told]
 
 
-def test_units_are_grouped_to_a_size() -> None:
+def test_splits_are_grouped_to_a_size() -> None:
     units = [Split(0, 0, 0, size) for size in (3, 3, 9, 1, 2, 5, 1)]
-    assert group_units(units, 5) == [(0, 1), (2,), (3, 4, 5), (6,)]
-    assert group_units(units, 1) == [(number,) for number in range(7)]
-    assert group_units([], 5) == []
+    assert group_splits(units, 5) == [(0, 1), (2,), (3, 4, 5), (6,)]
+    assert group_splits(units, 1) == [(number,) for number in range(7)]
+    assert group_splits([], 5) == []
 
 
 @given(st.integers(0, 1000), st.integers(2, 30), st.integers(0, 500))
@@ -99,14 +99,14 @@ def test_every_document_is_there_once_and_they_are_shuffled(tmp_path: Path) -> N
     assert sorted(train + held) == sorted(texts)
     assert len(held) == 10
     assert train != sorted(train, key=texts.index)
-    assert part.candidates == 50
+    assert part.records == 50
 
 
 def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     part, (train,), _ = made(maker(tmp_path, ["a", "", 7, "", "#", "b\ud800"]))
     assert train == ["a"]
     assert part.left_out == {"empty": 2, "no string": 1, "refused": 1, "not UTF-8": 1}
-    assert part.candidates == 6
+    assert part.records == 6
 
 
 def test_why_the_fast_tokenizer_is_not_at_work_is_kept_once_it_is_known(
