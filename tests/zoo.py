@@ -129,6 +129,26 @@ CONFIGS: dict[str, tuple[int, Keys]] = {
               rope_theta=1000000.0, rope_local_base_freq=10000.0, sliding_window=512,
               sliding_window_pattern=6, query_pre_attn_scalar=256, **GEMMA),
     ),
+    "mixtral-8x7b": (
+        46_702_792_704,
+        _keys("mixtral", 32000, 4096, 32, 32, 8, 14336, rope_theta=1000000.0, sliding_window=None,
+              num_local_experts=8, num_experts_per_tok=2, router_aux_loss_coef=0.02,
+              output_router_logits=False, **MISTRAL),
+    ),
+    "qwen3-30b-a3b": (
+        30_532_122_624,
+        _keys("qwen3_moe", 151936, 2048, 48, 32, 4, 6144, head_dim=128, max_position_embeddings=32768,
+              num_experts=128, num_experts_per_tok=8, moe_intermediate_size=768, norm_topk_prob=True,
+              decoder_sparse_step=1, mlp_only_layers=[], router_aux_loss_coef=0.001,
+              output_router_logits=False, use_sliding_window=False, sliding_window=None, max_window_layers=48,
+              attention_bias=False, **QWEN),
+    ),
+    "olmoe-1b-7b": (
+        6_919_161_856,
+        _keys("olmoe", 50304, 2048, 16, 16, 16, 1024, num_experts=64, num_experts_per_tok=8, clip_qkv=None,
+              norm_topk_prob=False, router_aux_loss_coef=0.01, output_router_logits=False, rms_norm_eps=1e-5,
+              rope_theta=10000.0, max_position_embeddings=4096, attention_bias=False),
+    ),
 }  # fmt: skip
 """Name -> number of weights as published, and keys of config.json."""
 

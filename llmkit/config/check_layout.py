@@ -194,6 +194,9 @@ def check_tensor_parallel(s: Settings) -> Iterator[Mistake]:
     if inner % size:
         means = "" if model.intermediate_size else f", which means {inner},"
         yield s.mistake(f"{{0}}{means} is not divisible by {{1}}", "model.intermediate_size", _TENSOR_SIZE)
+    for name in ("moe_intermediate_size", "shared_expert_intermediate_size"):
+        if model.moe.num_experts and (getattr(model.moe, name) or 0) % size:
+            yield s.mistake("{0} is not divisible by {1}", f"model.moe.{name}", _TENSOR_SIZE)
     if model.num_key_value_heads is not None:
         yield from _check_shared_heads(s, model.num_key_value_heads, size)
 

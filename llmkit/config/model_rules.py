@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmkit.config.mistakes import display
-from llmkit.config.model_section import Model
+from llmkit.config.model_section import DENSE, Model
 
 if TYPE_CHECKING:
     from llmkit.config.shape import ModelShape
@@ -42,6 +42,7 @@ def contradictions(model: Model | ModelShape) -> Iterator[Contradiction]:
     """Everything in the settings that cannot hold together, or would have no effect."""
     yield from _rope(model)
     yield from _windows(model)
+    yield from _experts(model)
     if model.qk_norm == "full" and model.key_shift:
         yield Contradiction("{0} does not go with {1}", ("qk_norm", "key_shift"))
     if model.norm_weight_offset and not model.norm_weight:
@@ -60,6 +61,22 @@ def _windows(model: Model | ModelShape) -> Iterator[Contradiction]:
     if model.sliding_window is not None and "sliding_attention" not in types:
         what = "{0} has no effect, as {1} gives it to no layer"
         yield Contradiction(what, ("sliding_window", "layer_types"))
+
+
+def _experts(model: Model | ModelShape) -> Iterator[Contradiction]:
+    moe, path = model.moe, "moe.num_experts"
+    if not moe.num_experts:
+        for name in type(moe).model_fields:
+            if name != "num_experts" and getattr(moe, name) != getattr(DENSE, name):
+                yield Contradiction("{0} has no effect with {1}", (f"moe.{name}", path))
+        return
+    if moe.num_experts_per_tok > moe.num_experts:
+        yield Contradiction("{0} is more than {1}", ("moe.num_experts_per_tok", path))
+    if model.mlp_bias:
+        yield Contradiction("{0} does not go with {1}", ("mlp_bias", path), "experts have no biases")
+    if not any(map(moe.is_in, range(model.num_hidden_layers))):
+        names = (path, "moe.first_dense_layers", "moe.every_n_layers", "num_hidden_layers")
+        yield Contradiction("{0} has no effect: with {1}, {2} and {3} no layer has experts", names)
 
 
 def _rope(model: Model | ModelShape) -> Iterator[Contradiction]:

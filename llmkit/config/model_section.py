@@ -17,6 +17,7 @@ QkNorm = bool | Literal["full"]
 LayerType = Literal["full_attention", "sliding_attention"]
 LayerTypes = Annotated[tuple[LayerType, ...], Field(strict=False, min_length=1)]
 RopeType = Literal["default", "linear", "llama3", "yarn"]
+Router = Literal["softmax", "sigmoid"]
 AboveZero = Annotated[float, Field(gt=0.0)]
 
 
@@ -65,6 +66,44 @@ UNSCALED = RopeScaling()
 """Rotary frequencies as they are."""
 
 
+class Moe(Section):
+    """A mixture of experts in place of the MLP: a router sends each token to a few of many small MLPs.
+
+    Names and meanings as in transformers' classes of mixtures (Mixtral, Qwen3-MoE, OLMoE)."""
+
+    num_experts: Annotated[int, Field(ge=0)] = 0
+    """MLPs that a layer has; 0 = no mixture: every layer has one MLP for all tokens."""
+    num_experts_per_tok: Positive = 2
+    """Experts that compute each token: those with the highest scores."""
+    moe_intermediate_size: Positive | None = None
+    """Width of an expert; default: model.intermediate_size."""
+    shared_expert_intermediate_size: Positive | None = None
+    """Width of an expert that computes every token, beside those that are chosen; default: there is none."""
+    router: Router = "softmax"
+    """How scores become weights of experts: softmax over all of them, or a sigmoid of each (DeepSeek-V3)."""
+    norm_topk_prob: bool = True
+    """The weights of the chosen experts are divided by their sum (Mixtral)."""
+    router_aux_loss_coef: Annotated[float, Field(ge=0.0)] = 0.01
+    """Weight of the balance loss of each sequence: experts x (share of its tokens that an expert gets) x
+    (mean probability of it), summed over experts, mean of the layers; num_experts_per_tok where all are
+    alike (Fedus et al. 2022). Of each sequence, so that it is the same under every layout (DeepSeek-V2)."""
+    router_z_loss_coef: Annotated[float, Field(ge=0.0)] = 0.0
+    """Weight of the mean square of log(sum(exp(scores))), which keeps scores small (Zoph et al. 2022)."""
+    first_dense_layers: Annotated[int, Field(ge=0)] = 0
+    """So many layers, the first ones, have one MLP for all tokens (DeepSeek)."""
+    every_n_layers: Positive = 1
+    """Of every so many layers, counted from the first, the last has experts, if it is none of those."""
+
+    def is_in(self, layer: int) -> bool:
+        """Whether the layer of this number, from 0 on, has experts."""
+        behind = layer >= self.first_dense_layers and (layer + 1) % self.every_n_layers == 0
+        return behind and self.num_experts > 0
+
+
+DENSE = Moe()
+"""No mixture of experts."""
+
+
 class Model(ModelChoice):
     """Architecture of the GPT."""
 
@@ -80,6 +119,8 @@ class Model(ModelChoice):
     """Width of a head; default: hidden_size / num_attention_heads."""
     intermediate_size: Positive | None = None
     """Width of the MLP; default: 4 x hidden_size; for swiglu 8/3 of it rounded up to 64."""
+    moe: Moe = DENSE
+    """A mixture of experts in place of the MLP."""
     mlp: Mlp = "swiglu"
     """Gated SiLU (Llama), gated GELU with the tanh approximation (Gemma), the same without a gate (GPT-2), or
     relu(x)^2 (Primer)."""

@@ -21,6 +21,9 @@ INTO_MLP: dict[Mlp, tuple[str, ...]] = {
 }
 """Matrices from the residual stream into the MLP."""
 
+EXPERTS = ".mlp.experts."
+"""In the names of all tensors of experts; the expert's number follows."""
+
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Projections that are one matrix in memory."""
 
@@ -49,19 +52,27 @@ def full_tensors(shape: ModelShape) -> tuple[FullTensor, ...]:
     """All full tensors of a GPT, in the model's order."""
     found = named_parameters(shape)
     return tuple(
-        FullTensor(name, size, is_hidden(name, size), _stored(name), name.endswith("_proj.weight"))
-        for name, size in found
+        FullTensor(name, size, is_hidden(name, size), _stored(name), _is_linear(name)) for name, size in found
     )
 
 
 def is_hidden(name: str, size: tuple[int, ...]) -> bool:
-    """Whether Muon can update it: matrices of blocks, without value embeddings and their gates."""
-    return name.startswith("blocks.") and len(size) == 2 and ".value_embedding." not in name
+    """Whether Muon can update it: matrices of blocks, without value embeddings, their gates, and routers."""
+    others = ".value_embedding." in name or name.endswith(".router.weight")
+    return name.startswith("blocks.") and len(size) == 2 and not others
+
+
+def _is_linear(name: str) -> bool:
+    return name.endswith("_proj.weight") and EXPERTS not in name
 
 
 def _stored(name: str) -> str:
-    """A full tensor's name, with the projections that are fused with it in place of its own."""
+    """A full tensor's name, with the projections that are fused with it in place of its own.
+
+    All experts of a layer are one matrix in memory, too.
+    """
     *path, layer, kind = name.split(".")
+    path = path[:-1] if EXPERTS in name else path
     fused = next(("+".join(each) for each in FUSED if layer in each), layer)
     return ".".join((*path, fused, kind))
 
@@ -96,10 +107,10 @@ def _block(shape: ModelShape, layer: int, path: str) -> Iterator[Named]:
         yield from _norm(shape, f"{path}.attention_post_norm")
     if before:
         yield from _norm(shape, f"{path}.mlp_norm")
-    width, inner = shape.hidden_size, shape.intermediate_size
-    into = dict.fromkeys(INTO_MLP[shape.mlp], inner)
-    yield from _linear(f"{path}.mlp", into, width, shape.mlp_bias)
-    yield from _linear(f"{path}.mlp", {"down_proj": width}, inner, shape.mlp_bias)
+    if shape.has_experts(layer):
+        yield from _experts(shape, f"{path}.mlp")
+    else:
+        yield from _mlp(shape, shape.intermediate_size, f"{path}.mlp")
     if behind:
         yield from _norm(shape, f"{path}.mlp_post_norm")
 
@@ -116,6 +127,25 @@ def _attention(shape: ModelShape, layer: int, path: str) -> Iterator[Named]:
     if shape.has_value_embedding(layer):
         yield f"{path}.value_embedding.weight", (shape.vocab_size, grouped)
         yield f"{path}.value_embedding.gate.weight", (shape.num_key_value_heads, shape.gate_channels)
+
+
+def _mlp(shape: ModelShape, inner: int, path: str) -> Iterator[Named]:
+    width = shape.hidden_size
+    yield from _linear(path, dict.fromkeys(INTO_MLP[shape.mlp], inner), width, shape.mlp_bias)
+    yield from _linear(path, {"down_proj": width}, inner, shape.mlp_bias)
+
+
+def _experts(shape: ModelShape, path: str) -> Iterator[Named]:
+    """The router, what leads into each expert, what leads out of each, the shared expert."""
+    moe, width, inner = shape.moe, shape.hidden_size, shape.expert_width
+    yield f"{path}.router.weight", (moe.num_experts, width)
+    for number in range(moe.num_experts):
+        for name in INTO_MLP[shape.mlp]:
+            yield f"{path}.experts.{number}.{name}.weight", (inner, width)
+    for number in range(moe.num_experts):
+        yield f"{path}.experts.{number}.down_proj.weight", (width, inner)
+    if moe.shared_expert_intermediate_size is not None:
+        yield from _mlp(shape, moe.shared_expert_intermediate_size, f"{path}.shared_expert")
 
 
 def _linear(path: str, outputs: dict[str, int], inputs: int, bias: bool) -> Iterator[Named]:

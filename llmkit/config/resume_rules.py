@@ -59,6 +59,17 @@ RESUME_POLICIES: dict[str, ResumePolicy] = {
         "warned", "has no effect: only the initial weights depend on it", "model",
         "initializer_range embedding_initializer_range head_initializer_range residual_init",
     ),
+    **_rules(
+        "fixed", "decides which weights the model has", "model.moe",
+        "num_experts moe_intermediate_size shared_expert_intermediate_size first_dense_layers every_n_layers",
+    ),
+    **_rules(
+        "warned", "the same weights compute something else", "model.moe",
+        "num_experts_per_tok router norm_topk_prob",
+    ),
+    **_rules(
+        "warned", "another loss is minimised", "model.moe", "router_aux_loss_coef router_z_loss_coef"
+    ),
     **_rules("free", "padding is in no checkpoint and in no loss", "model", "vocab_pad_multiple"),
     **_rules(
         "free", "acts in training alone, from the next step on: no stored number depends on it", "model",

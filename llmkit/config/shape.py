@@ -14,10 +14,12 @@ from pydantic import ValidationError
 from llmkit import __version__
 from llmkit.config.model_rules import contradictions
 from llmkit.config.model_section import (
+    DENSE,
     UNSCALED,
     LayerType,
     Mlp,
     Model,
+    Moe,
     Norm,
     NormPlacement,
     PositionEmbedding,
@@ -25,7 +27,7 @@ from llmkit.config.model_section import (
     ResidualInit,
     RopeScaling,
 )
-from llmkit.config.parameters import FullTensor, full_tensors, named_parameters
+from llmkit.config.parameters import EXPERTS, FullTensor, full_tensors, named_parameters
 from llmkit.config.renamed import with_new_names
 from llmkit.errors import UserError
 
@@ -54,6 +56,7 @@ class ModelShape:
     head_dim: int
     intermediate_size: int
     max_position_embeddings: int
+    moe: Moe = DENSE
     mlp: Mlp = "swiglu"
     norm: Norm = "rmsnorm"
     norm_weight: bool = True
@@ -111,6 +114,32 @@ class ModelShape:
         """Whether this layer adds value embeddings: every second one does, counted from the last."""
         return self.value_embeddings and (self.num_hidden_layers - 1 - layer) % 2 == 0
 
+    def has_experts(self, layer: int) -> bool:
+        """Whether this layer has a mixture of experts in place of its MLP."""
+        return self.moe.is_in(layer)
+
+    @property
+    def expert_layers(self) -> int:
+        """Layers with a mixture of experts."""
+        return sum(map(self.has_experts, range(self.num_hidden_layers)))
+
+    @property
+    def expert_width(self) -> int:
+        """Width of an expert."""
+        return self.moe.moe_intermediate_size or self.intermediate_size
+
+    def active_width(self, layer: int) -> int:
+        """Width of all MLPs together that a token goes through in a layer."""
+        if not self.has_experts(layer):
+            return self.intermediate_size
+        shared = self.moe.shared_expert_intermediate_size or 0
+        return self.moe.num_experts_per_tok * self.expert_width + shared
+
+    @property
+    def mean_active_width(self) -> float:
+        """The same on average over the layers."""
+        return sum(map(self.active_width, range(self.num_hidden_layers))) / self.num_hidden_layers
+
     def window(self, layer: int) -> int | None:
         """How many positions back a layer sees, itself included; None: all."""
         types = self.layer_types
@@ -167,6 +196,16 @@ class ModelShape:
         """Weights in all: vocabulary without padding, tied ones once, learned positions included."""
         return sum(math.prod(size) for size in self.parameters().values())
 
+    @cached_property
+    def num_active_parameters(self) -> int:
+        """The same without those of experts that a token does not go through."""
+        sizes = self.parameters().items()
+        experts = sum(math.prod(size) for name, size in sizes if EXPERTS in name)
+        if not experts:
+            return self.num_parameters
+        share = self.moe.num_experts_per_tok / self.moe.num_experts
+        return self.num_parameters - experts + round(experts * share)
+
     @property
     def num_added_parameters(self) -> int:
         """Weights of the tables in `ONLY_ADDED`: learned positions, value embeddings, bigrams."""
@@ -182,7 +221,8 @@ class ModelShape:
         """The fields as plain values that JSON can hold."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         types = None if self.layer_types is None else list(self.layer_types)
-        return values | {"rope_scaling": self.rope_scaling.model_dump(), "layer_types": types}
+        sections = {"rope_scaling": self.rope_scaling.model_dump(), "moe": self.moe.model_dump()}
+        return values | sections | {"layer_types": types}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], origin: str = "the stored model shape") -> ModelShape:

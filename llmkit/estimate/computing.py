@@ -105,7 +105,7 @@ def linear_shapes(work: Workload) -> Iterator[tuple[float, float]]:
     shape, tensor = work.shape, work.tensor
     query = shape.num_attention_heads * shape.head_dim
     grouped = shape.num_key_value_heads * shape.head_dim
-    width, inner = shape.hidden_size, shape.intermediate_size
+    width, inner = shape.hidden_size, shape.mean_active_width
     yield (query + 2 * grouped) / tensor, width
     yield width, query / tensor
     yield len(INTO_MLP[shape.mlp]) * inner / tensor, width
@@ -185,10 +185,12 @@ def pointwise_bytes(work: Workload) -> tuple[float, float]:
     shape = work.shape
     query = shape.num_attention_heads * shape.head_dim
     grouped = shape.num_key_value_heads * shape.head_dim
-    width, inner, gated = shape.hidden_size, shape.intermediate_size, len(INTO_MLP[shape.mlp]) == 2
+    width, inner, gated = shape.hidden_size, shape.mean_active_width, len(INTO_MLP[shape.mlp]) == 2
+    copies = shape.moe.num_experts_per_tok * width * shape.expert_layers / shape.num_hidden_layers
     norms = 4 if shape.norm_placement == "both" else 2
-    forward = (4.0 + 2.0 * norms) * width + (3.0 if gated else 2.0) * inner
-    backward = (4.0 + 2.0 * norms) * width + (5.5 if gated else 3.0) * inner
+    # Copies of a token are written and sorted, for its experts and behind them.
+    forward = (4.0 + 2.0 * norms) * width + (3.0 if gated else 2.0) * inner + 5.0 * copies
+    backward = (4.0 + 2.0 * norms) * width + (5.5 if gated else 3.0) * inner + 6.0 * copies
     if shape.position_embedding == "rope":
         forward, backward = forward + 2 * (query + grouped), backward + 2 * (query + grouped)
     if shape.qk_norm:

@@ -10,7 +10,7 @@ from llmkit.config.shape import ModelShape
 from llmkit.hf import names
 from llmkit.hf.config_json import ConfigKeys
 from llmkit.hf.names import Naming
-from llmkit.hf.rope import read_rope, write_rope
+from llmkit.hf.rope import THETA, read_rope, write_rope
 from llmkit.hf.windows import FULL, SLIDING, layer_types, read_windows
 
 Fields = dict[str, Any]
@@ -58,6 +58,8 @@ class Architecture:
     """Those of `fixed` that are written; the others are keys that few files have."""
     nullable: ClassVar[frozenset[str]] = frozenset()
     """Those of `fields` of which null is a value of its own."""
+    default_theta: ClassVar[float] = THETA
+    """Base of the rotary frequencies where the file has none."""
     divisible: ClassVar[bool] = False
     """Whether transformers wants the width to be divisible by the heads, whatever their width is."""
     settings: ClassVar[Fields] = {"mlp": "swiglu", "norm": "rmsnorm", "position_embedding": "rope"}
@@ -92,7 +94,7 @@ class Architecture:
 
     def read_rope(self, keys: ConfigKeys, found: Fields) -> Fields:
         """The settings of rotary positions."""
-        return read_rope(keys, found["max_position_embeddings"])
+        return read_rope(keys, found["max_position_embeddings"], default_theta=self.default_theta)
 
     def write(self, shape: ModelShape) -> dict[str, Any]:
         """The config.json of a model, which may say less than the shape: see `choose.differences`."""
@@ -154,10 +156,12 @@ class Mistral(Architecture):
         "max_position_embeddings": ("max_position_embeddings", 131072),
     }
     fixed: ClassVar = {"hidden_act": ("silu", "swish")}
+    default_window: ClassVar[int | None] = 4096
 
     def read_more(self, keys: ConfigKeys, found: Fields) -> Fields:
         """Adds the window, which is there unless it is null."""
-        return super().read_more(keys, found) | {"sliding_window": keys.count_or_null("sliding_window", 4096)}
+        window = keys.count_or_null("sliding_window", self.default_window)
+        return super().read_more(keys, found) | {"sliding_window": window}
 
     def write_more(self, shape: ModelShape) -> dict[str, Any]:
         """Adds the window."""

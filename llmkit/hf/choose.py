@@ -6,17 +6,18 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from llmkit.config.model_section import UNSCALED
+from llmkit.config.model_section import UNSCALED, Moe
 from llmkit.config.shape import ModelShape
 from llmkit.errors import UserError
-from llmkit.hf import architectures, gemma, partial
+from llmkit.hf import architectures, gemma, mixtures, partial
 from llmkit.hf.architectures import Architecture
 from llmkit.hf.config_json import ConfigKeys
 
 ARCHITECTURES: tuple[Architecture, ...] = (
     architectures.Qwen2(), architectures.Llama(), architectures.Mistral(), architectures.Qwen3(),
     architectures.Olmo2(), architectures.GPT2(), architectures.Granite(), gemma.Gemma(), gemma.Gemma2(),
-    gemma.Gemma3(), partial.StableLm(), partial.Phi3(),
+    gemma.Gemma3(), partial.StableLm(), partial.Phi3(), mixtures.Mixtral(), mixtures.Qwen3Moe(),
+    mixtures.Olmoe(),
 )  # fmt: skip
 """All that are known. A model is exported as the first that can express it."""
 VOCAB_PAD_MULTIPLE = 128
@@ -101,6 +102,7 @@ def _effective(fields: dict[str, Any]) -> dict[str, Any]:
     multiplier = found["attention_multiplier"]
     found["attention_multiplier"] = _rounded(1.0 if multiplier is None else multiplier * width**0.5)
     found["embedding_multiplier"] = _rounded(found["embedding_multiplier"])
+    found |= _effective_mlp(found)
     found["rope_scaling"] = UNSCALED.model_copy(update=dict(found["rope_scaling"]))
     if found["attention_output_bias"] is None:
         found["attention_output_bias"] = found["attention_bias"]
@@ -114,6 +116,20 @@ def _effective(fields: dict[str, Any]) -> dict[str, Any]:
     if found["position_embedding"] == "learned":
         found |= {name: None for name in found if name.startswith("rope_")}
     return found
+
+
+def _effective_mlp(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The width of the MLP, and the section moe, as they matter: without what only trains a router."""
+    moe = Moe.model_validate(dict(found["moe"]))
+    if not moe.num_experts:
+        return {"moe": None}
+    shape, layers = moe.model_dump(), found["num_hidden_layers"]
+    for name in ("router_aux_loss_coef", "router_z_loss_coef"):
+        del shape[name]
+    shape["moe_intermediate_size"] = moe.moe_intermediate_size or found["intermediate_size"]
+    which = [moe.is_in(layer) for layer in range(layers)]
+    shape |= {"first_dense_layers": None, "every_n_layers": None, "layers": which}
+    return {"moe": shape} | ({"intermediate_size": None} if all(which) else {})
 
 
 def _rounded(value: float) -> float:

@@ -46,8 +46,9 @@ class Naming:
     """The names that a class of transformers gives to tensors.
 
     prefix: before all but the head. blocks: its list of blocks. top, block: our module -> theirs, at the top
-    and in a block. fused: our modules that are one tensor there. conv1d: matrices of blocks are transposed.
-    buffers: ends of the names of stored tensors that are computed from the settings (masks, frequencies).
+    and in a block; {} stands for the number of an expert. fused: our modules that are one tensor there.
+    conv1d: matrices of blocks are transposed. buffers: ends of the names of stored tensors that are computed
+    from the settings (masks, frequencies).
     """
 
     prefix: str
@@ -64,7 +65,12 @@ class Naming:
             module = self.top[owner]
             return f"{module}.{kind}" if owner == "head" else f"{self.prefix}{module}.{kind}"
         _, number, inner = owner.split(".", 2)
-        return f"{self.prefix}{self.blocks}.{number}.{self.block[inner]}.{kind}"
+        mlp, experts, module = inner.partition(".experts.")
+        if not experts:
+            return f"{self.prefix}{self.blocks}.{number}.{self.block[inner]}.{kind}"
+        expert, _, projection = module.partition(".")
+        theirs = self.block[f"{mlp}.experts.{projection}"].format(expert)
+        return f"{self.prefix}{self.blocks}.{number}.{theirs}.{kind}"
 
     def stored(self, parameters: Mapping[str, Shape]) -> list[Stored]:
         """Their tensors for our full tensors, in our order. Raises KeyError for one that they do not have."""
@@ -108,6 +114,27 @@ _LLAMA_BLOCK = {
 _LLAMA_TOP = {"embedding": "embed_tokens", "norm": "norm", "head": "lm_head"}
 
 LLAMA = Naming("model.", "layers", _LLAMA_TOP, _LLAMA_BLOCK)
+MIXTRAL = Naming(
+    "model.",
+    "layers",
+    _LLAMA_TOP,
+    _LLAMA_BLOCK
+    | {
+        "mlp.router": "block_sparse_moe.gate",
+        "mlp.experts.gate_proj": "block_sparse_moe.experts.{}.w1",
+        "mlp.experts.down_proj": "block_sparse_moe.experts.{}.w2",
+        "mlp.experts.up_proj": "block_sparse_moe.experts.{}.w3",
+    },
+)
+QWEN3_MOE = Naming(
+    "model.",
+    "layers",
+    _LLAMA_TOP,
+    _LLAMA_BLOCK
+    | {"mlp.router": "mlp.gate"}
+    | {f"mlp.experts.{each}_proj": f"mlp.experts.{{}}.{each}_proj" for each in ("gate", "up", "down")},
+)
+"""Of OLMoE, too."""
 OLMO2 = Naming(
     "model.",
     "layers",

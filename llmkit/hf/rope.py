@@ -9,11 +9,15 @@ from llmkit.config.shape import ModelShape
 from llmkit.hf.config_json import ConfigKeys
 
 THETA = 10000.0
-"""Base of the frequencies where a config.json has none."""
+"""Base of the frequencies where a config.json has none, in most classes."""
 
 
-def read_rope(keys: ConfigKeys, longest: int, share: float | None = None) -> dict[str, Any]:
+def read_rope(
+    keys: ConfigKeys, longest: int, share: float | None = None, default_theta: float = THETA
+) -> dict[str, Any]:
     """The settings of rotary positions in a config.json. longest: its max_position_embeddings.
+
+    default_theta: where the file has no base.
 
     share: of a head's channels, which are rotated where the file does not say how many; None: the class
     rotates all of them, and a file that says otherwise is refused.
@@ -35,7 +39,7 @@ def read_rope(keys: ConfigKeys, longest: int, share: float | None = None) -> dic
     if share is None and rotated != 1.0:
         keys.refuse("partial_rotary_factor", rotated, "this class rotates all channels of a head")
     partial = {} if share is None else {"partial_rotary_factor": rotated}
-    theta = next(value for value in (inner_theta, theta, THETA) if value is not None)
+    theta = next(value for value in (inner_theta, theta, default_theta) if value is not None)
     return {"rope_theta": theta, **partial, **read_scaling(keys, name, found, longest)}
 
 

@@ -136,7 +136,8 @@ def _recorded_depths(model: GPT) -> Iterator[list[Tensor]]:
     def before(module: Any, inputs: tuple[Any, ...]) -> None:
         found.append(inputs[0].detach())
 
-    def after(module: Any, inputs: Any, stream: Tensor) -> None:
+    def after(module: Any, inputs: Any, given: Any) -> None:
+        stream: Tensor = given[0] if module.has_experts else given
         found.append(stream.detach())
 
     with ExitStack() as hooks:

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 _aten, _sums = torch.ops.aten, torch.ops._c10d_functional
@@ -30,7 +29,9 @@ KEPT = frozenset(
     )
 )
 """Results that "selective" keeps: of matrix products, attention and communication."""
-KEPT_BY_NAME = frozenset(("torch_attn::_varlen_attn", "llmkit::ring_attention"))
+KEPT_BY_NAME = frozenset(
+    ("torch_attn::_varlen_attn", "llmkit::ring_attention", "llmkit::grouped_linear")
+)
 """The same of operations that are registered when their module is imported."""
 
 
@@ -44,7 +45,7 @@ _SELECTIVE: Any = partial(create_selective_checkpoint_contexts, _policy)
 _SELECTIVE.cache_hash = " ".join(sorted(map(str, KEPT)))
 
 
-def recomputed(how: str, function: Callable[..., Tensor], *arguments: Any, random: bool) -> Tensor:
+def recomputed(how: str, function: Callable[..., Any], *arguments: Any, random: bool) -> Any:
     """function(*arguments), some of whose activations are computed again in the backward pass.
 
     how: "full" keeps only the arguments, "selective" also the results in `KEPT`; "none" keeps all, as does

@@ -14,6 +14,7 @@ from llmkit.model.activation_checkpointing import recomputed
 from llmkit.model.attention import Attention
 from llmkit.model.layers import Layer, uninitialized_parameter
 from llmkit.model.mlp import make_mlp
+from llmkit.model.moe import MixtureOfExperts
 from llmkit.model.norm import residual_norm
 from llmkit.model.positions import BlockInputs
 from llmkit.parallel.collectives import Group, replicated_weight
@@ -52,6 +53,8 @@ class ResidualScalars(Layer):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); each branch times `residual_multiplier`.
 
+    In some layers the MLP may be a mixture of experts (`ModelShape.has_experts`).
+
     Norms may also be on what attention and MLP give, or only there (`ModelShape.norm_placement`).
     activation_checkpointing: what is computed again in the backward pass ("none", "selective" or "full").
     """
@@ -75,7 +78,8 @@ class Block(nn.Module):
         self.attention = Attention(shape, layer, tp, operators, context)
         self.attention_post_norm = residual_norm(*norm) if behind else None
         self.mlp_norm = residual_norm(*norm) if before else None
-        self.mlp = make_mlp(*mlp)
+        self.has_experts = shape.has_experts(layer)
+        self.mlp = MixtureOfExperts(shape, tp, operators, context) if self.has_experts else make_mlp(*mlp)
         self.mlp_post_norm = residual_norm(*norm) if behind else None
         self.operators, self.residual_multiplier = operators, shape.residual_multiplier
         self.dropout, self.activation_checkpointing = shape.hidden_dropout, activation_checkpointing
@@ -83,8 +87,9 @@ class Block(nn.Module):
 
     def forward(
         self, x: Tensor, inputs: BlockInputs, attention_key: Key = None, mlp_key: Key = None
-    ) -> Tensor:
-        """x: (batch, seq, hidden), or its piece (seq / tp, batch, hidden) -> the same shape.
+    ) -> Any:
+        """x: (batch, seq, hidden), or its piece (seq / tp, batch, hidden) -> the same shape; where the block
+        has experts, that and the losses of their router, (batch, 2).
 
         attention_key, mlp_key: of the dropouts behind the two halves, see `llmkit.model.dropout`.
         """
@@ -93,7 +98,7 @@ class Block(nn.Module):
             self.activation_checkpointing, self._forward, x, inputs, attention_key, mlp_key, random=random
         )
 
-    def _forward(self, x: Tensor, inputs: BlockInputs, attention_key: Key, mlp_key: Key) -> Tensor:
+    def _forward(self, x: Tensor, inputs: BlockInputs, attention_key: Key, mlp_key: Key) -> Any:
         if self.residual_scalars is not None:
             x = self.residual_scalars(x, inputs)
         normed = x if self.attention_norm is None else self.attention_norm(x)
@@ -104,7 +109,10 @@ class Block(nn.Module):
             normed = x if self.mlp_norm is None else self.mlp_norm(x)
         else:
             x, normed = self.mlp_norm(x, mixed)
-        return self._added(self._branch(self.mlp(normed), self.mlp_post_norm), x, mlp_key)
+        if not self.has_experts:
+            return self._added(self._branch(self.mlp(normed), self.mlp_post_norm), x, mlp_key)
+        mixed, losses = self.mlp(normed, inputs.piece)
+        return self._added(self._branch(mixed, self.mlp_post_norm), x, mlp_key), losses
 
     def _added(self, branch: Tensor, x: Tensor, key: Key) -> Tensor:
         """x + branch, with dropout on the branch in training."""

@@ -112,6 +112,11 @@ def _not_shared(spec: AnyModel, size: int) -> str:
     rules = [
         (heads % size == 0, f"its {heads} heads are not divisible by {size}"),
         (spec.intermediate_size % size == 0, f"its MLP's width {spec.intermediate_size} is not divisible"),
+        (spec.expert_width % size == 0, f"its experts' width {spec.expert_width} is not divisible"),
+        (
+            (spec.moe.shared_expert_intermediate_size or 0) % size == 0,
+            f"its shared expert's width {spec.moe.shared_expert_intermediate_size} is not divisible",
+        ),
         (groups % size == 0 or size % groups == 0, f"its {groups} key and value heads cannot be dealt out"),
         (spec.head_dim % sharing == 0, f"a head's width {spec.head_dim} is not divisible by {sharing}"),
     ]

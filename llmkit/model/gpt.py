@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from llmkit.model.norm import residual_norm
 from llmkit.model.positions import BlockInputs, RopeTables, Span, begins_of, shift
 from llmkit.model.rope import rope_tables
 from llmkit.model.vocabulary import Embedding, Head, Positions
+from llmkit.parallel.collectives import reduce_from_group
 from llmkit.parallel.context import WHOLE_ROWS, ContextParallel
 from llmkit.parallel.mesh import TensorParallel
 from llmkit.parallel.slices import Shape
@@ -171,10 +172,28 @@ class GPT(Model):
     def forward(self, batch: Batch) -> LossSum:
         """The loss of each sequence, summed over its targets; the same on all tensor-parallel ranks."""
         with group_dropout(self.shape, self.tp, self.training, batch.tokens.device) as keys:
-            hidden = self.hidden(
+            x, routers = self._hidden(
                 batch.tokens, batch.documents, keys=keys, bounds=batch.bounds, piece=batch.piece
             )
-            return self.head(hidden, batch.labels)
+            loss: LossSum = self.head(x, batch.labels)
+        if not routers or self.evaluating or not (self.training and torch.is_grad_enabled()):
+            return loss
+        return loss._replace(extras={**loss.extras, **self._router_losses(routers, loss.targets)})
+
+    def _router_losses(self, losses: Sequence[Tensor], targets: Tensor) -> dict[str, Tensor]:
+        """What is added to the loss. losses: of each layer with experts, (batch, 2); see `Router`.
+
+        Of each sequence as often as it has targets, so that means over targets are those over sequences. Of a
+        piece of the sequences this is its term of the sum over the ranks that have the others.
+        """
+        targets = reduce_from_group(targets, self.context.group)
+        moe, means = self.shape.moe, sum(losses[1:], losses[0]) / len(losses)
+        balance, z = (means * targets[:, None]).sum(0)
+        found = {
+            "router_aux_loss": moe.router_aux_loss_coef * balance,
+            "router_z_loss": moe.router_z_loss_coef * z,
+        }  # fmt: skip
+        return found if moe.router_z_loss_coef else {"router_aux_loss": found["router_aux_loss"]}
 
     def hidden(
         self,
@@ -189,6 +208,18 @@ class GPT(Model):
 
         keys: of the dropouts; None: PyTorch's generators serve. bounds: of the documents, piece: see `Batch`.
         """
+        return self._hidden(tokens, documents, cache, keys, bounds, piece)[0]
+
+    def _hidden(
+        self,
+        tokens: Tensor,
+        documents: Tensor | None = None,
+        cache: CacheRows | None = None,
+        keys: DropoutKeys | None = None,
+        bounds: Tensor | None = None,
+        piece: RowPiece | None = None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """See `hidden`; and the losses of the routers, (batch, 2) of each layer with experts."""
         if not self.has_weights:
             raise RuntimeError(
                 "this GPT has no weights: its memory was taken and never set. GPT.build(config) draws "
@@ -215,9 +246,14 @@ class GPT(Model):
             embedding=x.view_as(x) if shape.residual_scalars else None,
             bigram=self._bigrams(tokens, begins, cache, piece),
         )
+        routers: list[Tensor] = []
         for block, attention_key, mlp_key in zip(self.blocks, keys.attention, keys.mlp, strict=True):
-            x = block(x, inputs, attention_key, mlp_key)
-        return self.norm(x)
+            if block.has_experts:
+                x, losses = block(x, inputs, attention_key, mlp_key)
+                routers.append(losses)
+            else:
+                x = block(x, inputs, attention_key, mlp_key)
+        return self.norm(x), routers
 
     def _bigrams(
         self, tokens: Tensor, begins: Tensor | None, cache: CacheRows | None, piece: RowPiece | None

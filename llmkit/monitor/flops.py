@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from llmkit.config.custom_model import AnyModel, CustomModel
+from llmkit.config.parameters import EXPERTS
 from llmkit.config.shape import ONLY_ADDED, ModelShape
 
 
@@ -15,16 +16,17 @@ def train_flops_per_token(shape: AnyModel, sequence_length: int, adapters: int =
     """FLOPs of forward and backward for one token, without recomputation. adapters: parameters of adapters,
     where these alone are trained.
 
-    6 N + 12 L d s: N parameters (embeddings included, tied ones once; left out is what is only looked up and
-    added: learned positions, embeddings of values and of pairs of tokens), L layers, d = heads x head_dim,
-    s = sequence length (Chowdhery et al. 2022, PaLM, appendix B). This convention counts attention as if
-    every position saw all of its row; most published figures use it. A registered model counts its own. Where
-    adapters are trained there is no product for the gradient of a frozen weight: 4 N + 6 adapters + 12 L d s.
+    6 N + 12 L d s: N parameters (of experts those that a token goes through; embeddings included, tied ones
+    once; left out is what is only looked up and added: learned positions, embeddings of values and of pairs
+    of tokens), L layers, d = heads x head_dim, s = sequence length (Chowdhery et al. 2022, PaLM, appendix B).
+    This convention counts attention as if every position saw all of its row; most published figures use it.
+    A registered model counts its own. Where adapters are trained there is no product for the gradient of a
+    frozen weight: 4 N + 6 adapters + 12 L d s.
     """
     if isinstance(shape, CustomModel):
         return shape.flops_per_token * 2 // 3 + 6 * adapters if adapters else shape.flops_per_token
     attention_width = shape.num_attention_heads * shape.head_dim
-    parameters = shape.num_parameters - shape.num_added_parameters
+    parameters = shape.num_active_parameters - shape.num_added_parameters
     products = 4 * parameters + 6 * adapters if adapters else 6 * parameters
     return products + 12 * shape.num_hidden_layers * attention_width * sequence_length
 
@@ -50,10 +52,12 @@ def causal_flops_per_token(
     return products + 12 * width * sum(seen[window] for window in windows)
 
 
-def _matrices(shape: ModelShape) -> dict[str, int]:
-    """Name of each matrix that is multiplied with -> its elements; tied weights are the head's."""
+def _matrices(shape: ModelShape) -> dict[str, float]:
+    """Name of each matrix that is multiplied with -> its elements; tied weights are the head's. Of an expert,
+    the share of the tokens that go through it."""
+    share = shape.moe.num_experts_per_tok / max(1, shape.moe.num_experts)
     return {
-        name: math.prod(size)
+        name: math.prod(size) * (share if EXPERTS in name else 1)
         for name, size in shape.parameters().items()
         if len(size) == 2
         and not name.endswith(ONLY_ADDED)
@@ -87,7 +91,7 @@ def recomputed_flops_per_token(
         if name.startswith(blocks) and not name.endswith(left_out)
     )
     attention = 4 * len(layers) * shape.num_attention_heads * shape.head_dim * sequence_length
-    return 2 * products + attention + 2 * adapters * len(layers) // shape.num_hidden_layers
+    return round(2 * products) + attention + 2 * adapters * len(layers) // shape.num_hidden_layers
 
 
 def bits_per_byte(nats: float, text_bytes: int) -> float | None:

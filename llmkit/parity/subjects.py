@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llmkit.batch import IGNORE, Batch, document_bounds
 from llmkit.config.lora_section import Lora
-from llmkit.config.model_section import RopeScaling
+from llmkit.config.model_section import Moe, RopeScaling
 from llmkit.config.shape import ModelShape
 from llmkit.engine.state_shards import Source
 from llmkit.model.gpt import GPT
@@ -66,6 +66,21 @@ MODELS = {
         attn_logit_softcapping=3.0, final_logit_softcapping=5.0, embedding_multiplier=1.5,
         rope_scaling=RopeScaling(rope_type="linear", factor=8.0), tie_word_embeddings=True,
     ),
+    "experts": replace(
+        MODERN, num_hidden_layers=3, norm_placement="both",
+        moe=Moe(
+            num_experts=5, num_experts_per_tok=2, moe_intermediate_size=20,
+            shared_expert_intermediate_size=24, first_dense_layers=1, router_aux_loss_coef=0.3,
+            router_z_loss_coef=0.02,
+        ),
+    ),
+    "sigmoid-experts": replace(
+        MODERN, mlp="relu2",
+        moe=Moe(
+            num_experts=8, num_experts_per_tok=3, moe_intermediate_size=32, router="sigmoid",
+            norm_topk_prob=False, router_aux_loss_coef=0.3,
+        ),
+    ),
     "large": replace(
         GPT2, vocab_size=40_501, padded_vocab_size=40_501, hidden_size=256, head_dim=64, num_hidden_layers=1,
     ),
@@ -74,7 +89,8 @@ MODELS = {
 and value heads than tensor-parallel ranks, a head of its own. Odd: a vocabulary that nothing divides, one
 key and value head, tied. QK-norm: a norm on each head's query and key. Even: sizes that fp8
 takes on two ranks. Everything: what recent small recipes add. Olmo, Gemma: what
-published families add. Large: an embedding of more than 10
+published families add. Experts: a mixture in all layers but the first, in sizes that grouped products do not
+take; another one in sizes that they take. Large: an embedding of more than 10
 million elements, since a sum in fp32 may be wrong only where it is long."""
 
 

@@ -124,11 +124,11 @@ def block_parts(shape: ModelShape, how: Arithmetic, recompute: Recompute) -> dic
     """The same by kind."""
     size, layout = how.bytes, how.layout
     whole = float(size * shape.hidden_size)  # its input
-    attention, scores, mlp, gathered = 0.0, 0.0, 0.0, 0.0
+    attention, scores, mlp, gathered, copies = 0.0, 0.0, 0.0, 0.0, 0.0
     if recompute != "full":
         whole += _residual(shape, how, recompute)
         attention, mlp = _attention(shape, how, recompute), _mlp(shape, how, recompute)
-        scores = score_bytes(shape, how, recompute)
+        scores, copies = score_bytes(shape, how, recompute), _copies(shape, how, recompute)
         if (
             layout.sequence_parallel
         ):  # of the inputs of both column-parallel layers, all of the sequence is kept
@@ -142,6 +142,7 @@ def block_parts(shape: ModelShape, how: Arithmetic, recompute: Recompute) -> dic
     return {
         "residual stream and norms": whole / pieces + gathered, "attention": attention / ranks,
         "attention scores": scores / ranks, "masks": mask_bytes(shape, how, recompute), "mlp": mlp / ranks,
+        "copies of tokens for experts": copies,
     }  # fmt: skip
 
 
@@ -190,7 +191,21 @@ def _mlp(shape: ModelShape, how: Arithmetic, recompute: Recompute) -> float:
         values = 3 if how.compiled else 4
     else:
         values = 2
-    return float(how.bytes * values * shape.intermediate_size)
+    widest = max(map(shape.active_width, range(shape.num_hidden_layers)))
+    return float(how.bytes * values * widest)
+
+
+def _copies(shape: ModelShape, how: Arithmetic, recompute: Recompute) -> float:
+    """Of each token one for each of its experts, of what goes into them and of what comes out; scores of the
+    experts and their probabilities."""
+    moe = shape.moe
+    if not shape.expert_layers:
+        return 0.0
+    scores = 3.0 * FP32 * moe.num_experts
+    if how.bytes < FP32:  # the router's input in fp32; the product that takes it as it is may be missing
+        scores += (FP32 - how.bytes * (moe.shared_expert_intermediate_size is None)) * shape.hidden_size
+    kept = 1.0 if recompute == "selective" else 2.0  # what comes out is a result of a product
+    return moe.num_experts_per_tok * (kept * how.bytes * shape.hidden_size + 28.0) + scores
 
 
 def _keeps_fp32_norms(shape: ModelShape, how: Arithmetic) -> bool:

@@ -6,12 +6,14 @@ from collections.abc import Iterator
 
 from llmkit.config.load import Loaded
 from llmkit.config.mistakes import Mistake
+from llmkit.config.model_section import Model
 from llmkit.config.operators import QUANTISED_BLOCK
 from llmkit.config.shape import ModelShape
 from llmkit.parallel.layout import Layout
 from llmkit.plan.facts import DeviceFacts
 
 _AT = "train.lora.quantize_base"
+_EXPERTS = "model.moe.num_experts"
 
 
 def quantised_mistakes(
@@ -27,6 +29,10 @@ def quantised_mistakes(
     if form == "nf4" and device is not None and device.nf4_missing is not None:
         note = "int8 needs no further package"
         yield loaded.settings.mistake(f"{{0}}: {device.nf4_missing}", _AT, note=note)
+    if isinstance(loaded.config.model, Model) and loaded.config.model.moe.num_experts:
+        note = "train adapters beside weights in the precision of the run (none)"
+        what = "{0}: experts are not kept in fewer bits: {1}"
+        yield loaded.settings.mistake(what, _AT, _EXPERTS, note=note)
     if shape is None or ranks == 1:
         return
     # Else the blocks of a rank would not be those of the whole row, and layouts would round differently.

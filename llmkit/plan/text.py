@@ -53,6 +53,10 @@ def _model(plan: Plan) -> Iterator[Row]:
         yield from _gpt(plan, shape, known)
     counted = "without padding, tied weights once"
     yield "parameters", shape.num_parameters if known else WITH_TOKENIZER, counted
+    if isinstance(shape, ModelShape) and shape.expert_layers:
+        moe = shape.moe
+        how = f"{moe.num_experts_per_tok} of {moe.num_experts} experts in {shape.expert_layers} layers"
+        yield "active_parameters", shape.num_active_parameters if known else WITH_TOKENIZER, how
     if (lora := plan.config.train.lora).rank:
         count = len({tensor.name.rpartition(".")[0] for tensor in plan.trained})
         yield "trained_parameters", plan.num_trained, f"adapters of rank {lora.rank} at {count} linear layers"

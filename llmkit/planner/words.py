@@ -74,6 +74,8 @@ def model(plan: Plan) -> str:
     """As in "8.03B parameters, 32 layers of width 4,096"."""
     text = f"{amount(plan.model.num_parameters)} parameters"
     if isinstance(plan.model, ModelShape):
+        if plan.model.expert_layers:
+            text += f" ({amount(plan.model.num_active_parameters)} active)"
         text += f", {plan.model.num_hidden_layers} layers of width {plan.model.hidden_size:,}"
     return text
 

@@ -25,6 +25,7 @@ GPT2: dict[str, Any] = {
     "vocab_size": 97, "n_embd": 44, "n_inner": 100, "n_layer": 3, "n_head": 4, "n_positions": 64,
     "bos_token_id": 1, "eos_token_id": 2, "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.2,
 }  # fmt: skip
+MIXTURE: dict[str, Any] = LLAMA | {"num_experts_per_tok": 2, "num_hidden_layers": 3}
 STABLELM: dict[str, Any] = {key: value for key, value in LLAMA.items() if key != "rms_norm_eps"}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", LLAMA),
@@ -96,6 +97,24 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": {"rope_type": "default", "rope_theta": 5e3, "partial_rotary_factor": 0.4},
             "sliding_window": 7, "head_dim": 10, "original_max_position_embeddings": 64,
         },
+    ),
+    "mixtral": ("mixtral", MIXTURE | {"num_local_experts": 5}),
+    "mixtral-window-tied": (
+        "mixtral",
+        MIXTURE | {"num_local_experts": 4, "num_experts_per_tok": 1, "sliding_window": 7, "head_dim": 10,
+        "tie_word_embeddings": True},
+    ),
+    "qwen3-moe": ("qwen3_moe", MIXTURE | {"num_experts": 7, "moe_intermediate_size": 20, "head_dim": 14}),
+    "qwen3-moe-some-layers": (
+        "qwen3_moe",
+        MIXTURE | {
+            "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 20, "mlp_only_layers": [0],
+            "num_hidden_layers": 4, "decoder_sparse_step": 2, "norm_topk_prob": True,
+        },
+    ),
+    "olmoe": ("olmoe", MIXTURE | {"num_experts": 5, "num_experts_per_tok": 3}),
+    "olmoe-normalised": (
+        "olmoe", MIXTURE | {"num_experts": 4, "norm_topk_prob": True, "attention_bias": True},
     ),
     "gemma": ("gemma", LLAMA | {"head_dim": 14, "hidden_size": 50, "tie_word_embeddings": True}),
     "gemma2": (

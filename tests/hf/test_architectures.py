@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmkit.errors import UserError
@@ -40,6 +39,10 @@ CHANGES: dict[str, tuple[Any, ...]] = {
     "embedding_multiplier": (2.0,), "logits_scaling": (2.0,), "residual_multiplier": (2.0,),
     "attention_multiplier": (2.0,), "use_bidirectional_attention": (True,), "query_pre_attn_scalar": (7,),
     "final_logit_softcapping": (None, 1.0), "attn_logit_softcapping": (None, 1.0),
+    "num_experts": (3,), "num_local_experts": (3,), "num_experts_per_tok": (1,), "norm_topk_prob": (True,),
+    "moe_intermediate_size": (20,), "router_aux_loss_coef": (0.5,), "router_jitter_noise": (0.1,),
+    "output_router_logits": (True,), "mlp_only_layers": ([0], [1]), "decoder_sparse_step": (2,),
+    "clip_qkv": (1.0,),
     # Of older files:
     "rope_theta": (99.0,), "rope_scaling": (LINEAR,), "partial_rotary_factor": (0.5,),
     "rope_local_base_freq": (99.0,), "sliding_window_pattern": (2,),
@@ -63,6 +66,12 @@ COMPUTED = {
     "gemma3_text": f"{LLAMAS} attention_bias head_dim attn_logit_softcapping=null final_logit_softcapping "
     "query_pre_attn_scalar sliding_window=4 sliding_window_pattern rope_local_base_freq",
     "stablelm": f"{COMMON} rope_scaling layer_norm_eps use_qkv_bias partial_rotary_factor",
+    "mixtral": f"{LLAMAS} head_dim sliding_window num_local_experts num_experts_per_tok "
+    "router_aux_loss_coef output_router_logits",
+    "qwen3_moe": f"{LLAMAS} attention_bias head_dim num_experts num_experts_per_tok moe_intermediate_size "
+    "norm_topk_prob router_aux_loss_coef output_router_logits mlp_only_layers=[0] decoder_sparse_step",
+    "olmoe": f"{LLAMAS} attention_bias num_experts num_experts_per_tok norm_topk_prob "
+    "router_aux_loss_coef output_router_logits",
     "phi3": f"{COMMON} rms_norm_eps sliding_window partial_rotary_factor original_max_position_embeddings",
     "gpt2": 'attn_pdrop layer_norm_epsilon n_positions tie_word_embeddings '
     'activation_function="gelu_pytorch_tanh"',
@@ -93,7 +102,11 @@ def said(key: str, value: Any) -> str:
     return f"{key}={json.dumps(value)}"
 
 
-BASES = {each.model_type: LLAMA for each in ARCHITECTURES} | {"gpt2": GPT2, "stablelm": STABLELM}
+MIXTURE = LLAMA | {"num_experts": 5, "num_experts_per_tok": 2, "num_hidden_layers": 2}
+BASES = {each.model_type: LLAMA for each in ARCHITECTURES} | {
+    "gpt2": GPT2, "stablelm": STABLELM, "mixtral": LLAMA | {"num_hidden_layers": 2}, "olmoe": MIXTURE,
+    "qwen3_moe": MIXTURE | {"moe_intermediate_size": 28},
+}  # fmt: skip
 """Class -> the keys that are left as they are while one is changed."""
 
 
@@ -114,10 +127,8 @@ def test_a_key_with_another_value_is_computed_or_refused(kind, tmp_path):
                 wanted = logits(randomise(theirs.float().eval()), tokens)
             except (TypeError, ValueError, RuntimeError, StrictDataclassError):
                 continue  # no model there either
-            tensors = {name: each for name, each in theirs.state_dict().items() if name != "lm_head.weight"}
-            if not config.tie_word_embeddings:
-                tensors["lm_head.weight"] = theirs.lm_head.weight.detach()
-            save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+            theirs.save_pretrained(tmp_path)  # of tied weights one; of experts a tensor each
+            (tmp_path / "config.json").write_text(json.dumps(base | {key: value}))
             try:
                 ours = load_model(HFFolder(tmp_path), torch.device("cpu"), PRECISIONS["fp32"])
             except UserError:

@@ -16,9 +16,11 @@ from llmkit.config.context import Form, row_pieces
 from llmkit.engine.deepspeed import mark_sharded
 from llmkit.engine.native import NativeEngine
 from llmkit.engine.zero import ZeroEngine
-from llmkit.model import attention, layers, norm
+from llmkit.kernels.experts import Dispatch
+from llmkit.model import attention, layers, moe, norm
 from llmkit.model.positions import Span
 from llmkit.model.vocabulary import Embedding
+from llmkit.parallel.collectives import all_gather
 from llmkit.parallel.placement import REPLICATED, Placement
 from llmkit.parity.cases import Case
 from llmkit.parity.subjects import count_targets
@@ -78,17 +80,37 @@ def vocabulary_from_zero() -> Any:
     return patch.object(Embedding, "forward", forward)
 
 
+def one_way(x: Tensor, dim: int, group: Any) -> Tensor:
+    """Gathers the pieces of all ranks; the gradient does not find its way back to the others."""
+    gathered, own = all_gather(x.detach(), dim, group), x.shape[dim]
+    first = group.rank() * own
+    before, _, after = gathered.split([first, own, gathered.shape[dim] - first - own], dim)
+    return torch.cat([before, x, after], dim)
+
+
 def heads_not_gathered() -> Any:
-    """Where ranks share a key and value head, the gradient does not find its way back to the others."""
-    real = attention.all_gather
-
-    def one_way(x: Tensor, dim: int, group: Any) -> Tensor:
-        gathered, own = real(x.detach(), dim, group), x.shape[dim]
-        first = group.rank() * own
-        before, _, after = gathered.split([first, own, gathered.shape[dim] - first - own], dim)
-        return torch.cat([before, x, after], dim)
-
+    """Where ranks share a key and value head, each knows its own term of the gradient alone."""
     return patch.object(attention, "all_gather", one_way)
+
+
+def choices_not_summed() -> Any:
+    """The weights of the experts have the gradient of this rank's part of each expert alone."""
+    return patch.multiple(moe, all_gather=one_way, copy_to_group=lambda x, group: x)
+
+
+def balance_of_a_piece() -> Any:
+    """Each rank balances its piece of the sequence."""
+    return patch.object(moe, "reduce_from_group", lambda x, group: x)
+
+
+def returned_out_of_order() -> Any:
+    """What the experts give is taken for that of other tokens."""
+    real = moe.gather_from_experts
+
+    def gather(y: Tensor, dispatch: Dispatch, weights: Tensor) -> Tensor:
+        return real(y, dispatch._replace(inverse=dispatch.order, order=dispatch.inverse), weights)
+
+    return patch.object(moe, "gather_from_experts", gather)
 
 
 @contextmanager
@@ -134,9 +156,13 @@ MISTAKES: dict[str, Mistake] = {
         mean_of_means, mask_dropped, rows_seen_twice,
     )
 }  # fmt: skip
+OF_EXPERTS: dict[str, Mistake] = {
+    each.__name__: each for each in (choices_not_summed, balance_of_a_piece, returned_out_of_order)
+}
 CASES = [
     Case("odd", stage, 2, 2, True, 3, "none", True, "fp32", "none") for stage in (0, 2)
 ]  # everything at once that a mistake may need
+CASES_OF_EXPERTS = [Case("experts", 2, 2, 2, True, 3, "none", True, "fp32", "none")]
 
 
 def positions_restarted() -> Any:
@@ -204,6 +230,11 @@ def context_failures() -> dict[str, dict[str, list[str]]]:
 def failures() -> dict[str, dict[str, list[str]]]:
     """Mistake -> case -> what the comparison found; "" is without a mistake, tried last."""
     return _failures(MISTAKES, CASES)
+
+
+def failures_with_experts() -> dict[str, dict[str, list[str]]]:
+    """The same of mixtures of experts."""
+    return _failures(OF_EXPERTS, CASES_OF_EXPERTS)
 
 
 def _failures(mistakes: dict[str, Mistake], cases: list[Case]) -> dict[str, dict[str, list[str]]]:

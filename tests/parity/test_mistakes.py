@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.parity.mistakes import CASES, CONTEXT_CASES
+from tests.parity.mistakes import CASES, CASES_OF_EXPERTS, CONTEXT_CASES
 from tests.ranks import run_ranks
 
 CAUGHT_BY = {
@@ -62,3 +62,24 @@ def test_a_mistake_with_pieces_of_rows_is_caught(found_of_shared_rows, case):
         assert any(line.startswith(caught_by) for line in lines), (mistake, lines)
     assert found_of_shared_rows[""][str(case)] == []
     assert set(found_of_shared_rows) == {"", *CONTEXT_CAUGHT_BY}
+
+
+OF_EXPERTS_CAUGHT_BY = {
+    "choices_not_summed": "initial gradient (blocks.",
+    "balance_of_a_piece": "initial gradient (blocks.",
+    "returned_out_of_order": "initial loss",
+}
+
+
+@pytest.fixture(scope="module")
+def found_of_experts() -> dict[str, dict[str, list[str]]]:
+    return run_ranks(4, "tests.parity.mistakes:failures_with_experts")[0]
+
+
+@pytest.mark.parametrize("case", CASES_OF_EXPERTS, ids=str)
+def test_a_mistake_with_experts_is_caught(found_of_experts, case):
+    for mistake, caught_by in OF_EXPERTS_CAUGHT_BY.items():
+        lines = found_of_experts[mistake][str(case)]
+        assert any(line.startswith(caught_by) for line in lines), (mistake, lines)
+    assert found_of_experts[""][str(case)] == []
+    assert set(found_of_experts) == {"", *OF_EXPERTS_CAUGHT_BY}

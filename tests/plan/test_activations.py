@@ -14,6 +14,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmkit.config.lora_section import Lora
+from llmkit.config.model_section import Moe
 from llmkit.config.shape import ModelShape
 from llmkit.kernels.head_loss_chunks import BUFFER_BYTES, BUFFER_SHARE
 from llmkit.kernels.operators import TORCH, Operators
@@ -56,6 +57,16 @@ SHAPES: dict[str, ModelShape] = {
     "layer norms behind": replace(GPT2_STYLE, norm_placement="post"),
     "norms with an offset": replace(
         LLAMA_STYLE, norm_placement="both", norm_weight_offset=1.0, qk_norm=True, head_dim=24
+    ),
+    "experts": replace(
+        LLAMA_STYLE, moe=Moe(num_experts=6, num_experts_per_tok=2, moe_intermediate_size=96)
+    ),
+    "a shared expert": replace(
+        LLAMA_STYLE,
+        moe=Moe(
+            num_experts=4, num_experts_per_tok=1, moe_intermediate_size=128,
+            shared_expert_intermediate_size=96,
+        ),
     ),
     "partial rotation": replace(LLAMA_STYLE, partial_rotary_factor=0.6, attention_multiplier=0.1),
 }

@@ -1,0 +1,216 @@
+"""A mixture of experts: a router sends each token to a few of many small MLPs (Shazeer et al. 2017).
+
+No token is dropped: copies of the tokens are sorted by expert, and one grouped product serves all of them.
+Tensor parallelism shards every expert as it shards an MLP. All ranks choose the same experts, since they
+compute the scores from the same activations.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from llmkit.batch import RowPiece
+from llmkit.config.model_section import Moe
+from llmkit.config.parameters import INTO_MLP
+from llmkit.config.shape import ModelShape
+from llmkit.kernels.experts import Dispatch, gather_from_experts, grouped_linear, scatter_to_experts
+from llmkit.kernels.operators import Operators
+from llmkit.model.layers import Layer, column_input, row_output, sequence_first, uninitialized_parameter
+from llmkit.model.mlp import MLPS, make_mlp
+from llmkit.parallel.collectives import (
+    all_gather,
+    copy_to_group,
+    reduce_from_group,
+    replicated_weight,
+)
+from llmkit.parallel.context import WHOLE_ROWS, ContextParallel
+from llmkit.parallel.mesh import TensorParallel
+from llmkit.parallel.slices import ParameterSlice, full_slice
+
+
+class Routing(NamedTuple):
+    """Where the tokens go. weights: (batch, seq, k) fp32; experts: (batch, seq, k) int64, of all tokens of
+    the tensor-parallel ranks even where activations are pieces of them. losses: (batch, 2) fp32, see `Router`."""
+
+    weights: Tensor
+    experts: Tensor
+    losses: Tensor
+
+
+class Router(Layer):
+    """Scores of the experts for each token, in fp32, and the choice of the best ones.
+
+    Its losses for each sequence, without their coefficients: the balance loss, experts x (choices of an
+    expert / tokens) x (mean probability of it), summed over experts (Fedus et al. 2022; as transformers'
+    `load_balancing_loss_func` for a layer and a sequence), and the mean square of log(sum(exp(scores)))
+    (Zoph et al. 2022). Of a piece of the sequences (context parallelism) they are its terms of the sum over
+    the ranks that have the others.
+    """
+
+    def __init__(self, width: int, settings: Moe, tp: TensorParallel, context: ContextParallel) -> None:
+        super().__init__()
+        self.settings, self.tp, self.context = settings, tp, context
+        self.size = (settings.num_experts, width)
+        self.weight = uninitialized_parameter(*self.size)
+
+    def forward(self, x: Tensor, piece: RowPiece | None = None) -> Routing:
+        """x: (batch, seq, width), or its piece. piece: see `Batch`."""
+        weight = replicated_weight(self.weight, self.tp.sequence_group)
+        scores = sequence_first(nn.functional.linear(x.float(), weight.float()), self.tp)
+        probabilities, chosen, experts = self._choose(scores)  # (batch, seq or its piece, ...)
+        pieces = self.tp.size if self.tp.sequence_parallel else 1
+        length = scores.shape[1] * pieces if piece is None else piece.length
+        losses = self._losses(scores, probabilities, experts, length)
+        if self.tp.sequence_parallel:
+            # The gradient of the weights is a term on each rank, that of its part of every expert's output.
+            chosen = all_gather(chosen, 1, self.tp.group)
+            experts = all_gather(experts, 1, self.tp.group)
+        else:
+            chosen = copy_to_group(chosen, self.tp.group)
+        return Routing(chosen, experts, losses)
+
+    def _choose(self, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Probabilities of all experts; weights and numbers of the chosen ones."""
+        if self.settings.router == "softmax":
+            values = probabilities = scores.softmax(-1)
+        else:
+            values = scores.sigmoid()
+            probabilities = values / values.sum(-1, keepdim=True)
+        chosen, experts = values.topk(self.settings.num_experts_per_tok, dim=-1)
+        if self.settings.norm_topk_prob:
+            chosen = chosen / chosen.sum(-1, keepdim=True)
+        return probabilities, chosen, experts
+
+    def _losses(self, scores: Tensor, probabilities: Tensor, experts: Tensor, length: int) -> Tensor:
+        """See the class. length: tokens of a sequence, all of them."""
+        rows, _, count = scores.shape
+        with torch.no_grad():
+            flat = experts.flatten(1)
+            choices = probabilities.new_zeros(rows, count).scatter_add_(
+                1, flat, torch.ones_like(flat, dtype=probabilities.dtype)
+            )
+            choices = reduce_from_group(choices, self.tp.sequence_group)
+            share = reduce_from_group(choices, self.context.group) / length
+        square = scores.logsumexp(-1).square().sum(1, keepdim=True)
+        sums = torch.cat((probabilities.sum(1), square), 1)
+        means = reduce_from_group(sums, self.tp.sequence_group) / length
+        return torch.stack((count * (share * means[:, :-1]).sum(-1), means[:, -1]), -1)
+
+    def parameter_slices(self, path: str) -> dict[str, list[ParameterSlice]]:
+        """See `Layer.parameter_slices`."""
+        return {"weight": [full_slice(f"{path}.weight", self.size)]}
+
+
+class ExpertsInto(Layer):
+    """The matrices that lead into the experts, those of an expert behind each other.
+
+    projections: their names (gate_proj, up_proj). Each is sharded by its outputs.
+    """
+
+    def __init__(
+        self, experts: int, inputs: int, outputs: int, projections: tuple[str, ...], tp: TensorParallel
+    ) -> None:
+        super().__init__()
+        self.experts, self.inputs, self.outputs, self.projections = experts, inputs, outputs, projections
+        self.tp, self.local = tp, outputs // tp.size
+        self.weight = uninitialized_parameter(experts * len(projections) * self.local, inputs, sharded_dim=0)
+
+    def forward(self, x: Tensor, ends: Tensor) -> tuple[Tensor, ...]:
+        """x: (rows, inputs), grouped by expert -> for each projection (rows, outputs / tp)."""
+        weight = self.weight.view(self.experts, -1, self.inputs)
+        return grouped_linear(x, weight, ends).split(self.local, -1)
+
+    def parameter_slices(self, path: str) -> dict[str, list[ParameterSlice]]:
+        """See `Layer.parameter_slices`."""
+        owned = (self.tp.rank * self.local, (self.tp.rank + 1) * self.local)
+        shape, slices, start = (self.outputs, self.inputs), [], 0
+        parent = path.rpartition(".")[0]
+        for expert in range(self.experts):
+            for projection in self.projections:
+                name, stop = f"{parent}.{expert}.{projection}.weight", start + self.local
+                slices.append(ParameterSlice(name, shape, (owned, (0, self.inputs)), start, stop))
+                start = stop
+        return {"weight": slices}
+
+
+class ExpertsOut(Layer):
+    """The matrices that lead out of the experts, behind each other: (experts * outputs, inputs / tp)."""
+
+    def __init__(self, experts: int, inputs: int, outputs: int, tp: TensorParallel) -> None:
+        super().__init__()
+        self.experts, self.inputs, self.outputs, self.tp = experts, inputs, outputs, tp
+        self.local = inputs // tp.size
+        self.weight = uninitialized_parameter(experts * outputs, self.local, sharded_dim=1)
+
+    def forward(self, x: Tensor, ends: Tensor) -> Tensor:
+        """x: (rows, inputs / tp), grouped by expert -> this rank's term of (rows, outputs)."""
+        return grouped_linear(x, self.weight.view(self.experts, self.outputs, self.local), ends)
+
+    def parameter_slices(self, path: str) -> dict[str, list[ParameterSlice]]:
+        """See `Layer.parameter_slices`."""
+        inputs = (self.tp.rank * self.local, (self.tp.rank + 1) * self.local)
+        shape, parent = (self.outputs, self.inputs), path.rpartition(".")[0]
+        return {
+            "weight": [
+                ParameterSlice(
+                    f"{parent}.{expert}.down_proj.weight", shape, ((0, self.outputs), inputs),
+                    expert * self.outputs, (expert + 1) * self.outputs,
+                )
+                for expert in range(self.experts)
+            ]
+        }  # fmt: skip
+
+
+class Experts(nn.Module):
+    """All experts of a layer; each is an MLP of the model's kind, without biases."""
+
+    def __init__(self, shape: ModelShape, tp: TensorParallel, operators: Operators) -> None:
+        super().__init__()
+        moe, width, inner = shape.moe, shape.hidden_size, shape.expert_width
+        self.tp, self.k, self.experts = tp, moe.num_experts_per_tok, moe.num_experts
+        self.into = ExpertsInto(moe.num_experts, width, inner, INTO_MLP[shape.mlp], tp)
+        self.down_proj = ExpertsOut(moe.num_experts, inner, width, tp)
+        self.activation = getattr(operators, MLPS[shape.mlp].function)
+
+    def forward(self, x: Tensor, routing: Routing) -> Tensor:
+        """x: (batch, seq, width), or its piece -> the weighted sum of the experts' outputs, like x."""
+        whole = column_input(x, self.tp) if self.tp.size > 1 else x
+        tokens = whole.reshape(-1, whole.shape[-1])
+        dispatch = Dispatch.of(routing.experts.flatten(0, 1), self.experts)
+        inner = self.activation(*self.into(scatter_to_experts(tokens, dispatch, self.k), dispatch.ends))
+        outputs = self.down_proj(inner, dispatch.ends)
+        mixed = gather_from_experts(outputs, dispatch, routing.weights.flatten(0, 1)).view_as(whole)
+        return row_output(sequence_first(mixed, self.tp), self.tp) if self.tp.size > 1 else mixed
+
+
+class MixtureOfExperts(nn.Module):
+    """experts(x), by the router's choice, and shared_expert(x), if there is one."""
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        tp: TensorParallel,
+        operators: Operators,
+        context: ContextParallel = WHOLE_ROWS,
+    ) -> None:
+        super().__init__()
+        self.router = Router(shape.hidden_size, shape.moe, tp, context)
+        self.experts = Experts(shape, tp, operators)
+        shared = shape.moe.shared_expert_intermediate_size
+        self.shared_expert = (
+            None
+            if shared is None
+            else make_mlp(shape.mlp, shape.hidden_size, shared, shape.mlp_bias, tp, operators)
+        )
+
+    def forward(self, x: Tensor, piece: RowPiece | None = None) -> tuple[Tensor, Tensor]:
+        """x: (batch, seq, hidden), or its piece -> the same shape, and the router's losses (batch, 2).
+
+        piece: see `Batch`.
+        """
+        routing = self.router(x, piece)
+        mixed: Tensor = self.experts(x, routing)
+        return (mixed if self.shared_expert is None else mixed + self.shared_expert(x)), routing.losses
