@@ -33,7 +33,8 @@ from llmkit.parallel.slices import ParameterSlice, full_slice
 
 class Routing(NamedTuple):
     """Where the tokens go. weights: (batch, seq, k) fp32; experts: (batch, seq, k) int64, of all tokens of
-    the tensor-parallel ranks even where activations are pieces of them. losses: (batch, 2) fp32, see `Router`."""
+    the tensor-parallel ranks even where activations are pieces of them.
+    losses: (batch, 2) fp32, see `Router`."""
 
     weights: Tensor
     experts: Tensor

@@ -168,14 +168,11 @@ SETTINGS = [
         ("everything", 3, 2, 2, True, "none", True, "adamw"),
         ("olmo", 3, 2, 2, True, "selective", True, "muon"),
         ("gemma", 0, 2, 1, True, "full/2", True, "adamw"),
-        ("experts", 0, 2, 1, False, "none", True, "muon"),
         ("experts", 0, 2, 1, True, "full", True, "adamw"),
         ("experts", 1, 1, 2, False, "selective", False, "muon"),
-        ("experts", 2, 1, 2, False, "none", True, "adamw"),
         ("experts", 3, 2, 2, True, "full/2", True, "muon"),
         ("sigmoid-experts", 0, 2, 1, True, "selective", False, "muon"),
         ("sigmoid-experts", 0, 4, 1, False, "none", True, "adamw"),
-        ("sigmoid-experts", 3, 2, 2, False, "none", False, "adamw"),
     )
 ]
 """The settings of recent small recipes, and of published families, all at once, under each way to share their

@@ -22,6 +22,8 @@ NOT_FREE: dict[Kind, str] = {
         model.norm_weight model.norm_placement model.position_embedding model.attention_bias
         model.attention_output_bias model.mlp_bias model.qk_norm model.tie_word_embeddings
         model.embedding_norm model.bigram_embedding model.value_embeddings model.residual_scalars
+        model.moe.num_experts model.moe.moe_intermediate_size model.moe.shared_expert_intermediate_size
+        model.moe.first_dense_layers model.moe.every_n_layers
         train.objective train.dpo.reference train.lora.rank train.lora.targets train.init_from optimizer.name
     """,
     "data": """
@@ -51,6 +53,8 @@ NOT_FREE: dict[Kind, str] = {
         model.rope_scaling.attention_factor model.rope_scaling.mscale model.rope_scaling.mscale_all_dim
         model.rope_scaling.truncate model.max_position_embeddings model.initializer_range
         model.embedding_initializer_range model.head_initializer_range model.residual_init
+        model.moe.num_experts_per_tok model.moe.router model.moe.norm_topk_prob
+        model.moe.router_aux_loss_coef model.moe.router_z_loss_coef
         train.max_steps train.max_minutes train.global_batch_size train.gradient_clipping train.precision
         train.z_loss train.label_smoothing train.dpo.beta train.dpo.loss train.dpo.label_smoothing
         train.dpo.nll_weight train.lora.alpha train.lora.quantize_base train.ema.decay
