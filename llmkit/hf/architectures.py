@@ -319,8 +319,8 @@ class GPT2(Architecture):
         return {"mlp": mlp, "intermediate_size": width}
 
     def filled(self, shape: ModelShape) -> ModelShape:
-        """With biases."""
-        return replace(super().filled(shape), attention_bias=True, mlp_bias=True)
+        """With biases, which experts cannot have."""
+        return replace(super().filled(shape), attention_bias=True, mlp_bias=not shape.moe.num_experts)
 
     def write_more(self, shape: ModelShape) -> dict[str, Any]:
         """Adds the activation, the dropout that is one number here, and the old name of the context."""
