@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import importlib
 import json
@@ -54,3 +55,19 @@ def test_the_way_of_two_documents_is_as_the_room_draws_it(tmp_path: Path) -> Non
     for numbers in said:
         assert " ".join(map(str, numbers.tolist())) in drawn, numbers
     assert taken == [stored.rows(np.array([row]), 4)[0, :-1].tolist() for row in (1, 0)]
+
+
+def test_the_way_of_a_document_names_what_there_is() -> None:
+    """Every `Class.method` or `function` that docs/design.md names with its file is there; 12 calls a way."""
+    text = (DATA.parents[1] / "docs" / "design.md").read_text()
+    ways = text[text.index("**A document becomes part of a shard**") : text.index("A split of a source is one")]
+    named = re.findall(r"`([A-Za-z_]\w*(?:\.\w+)?)`(?: in)? \(?`([\w/]+\.py)`", ways)
+    assert len(named) >= 25
+    for name, file in named:
+        owner, _, member = name.rpartition(".")
+        body = ast.parse((DATA / file).read_text()).body
+        if owner:
+            (body,) = [node.body for node in body if isinstance(node, ast.ClassDef) and node.name == owner]
+        kinds = (ast.FunctionDef, ast.ClassDef)
+        assert member in [node.name for node in body if isinstance(node, kinds)], (name, file)
+    assert max(int(number) for number in re.findall(r"^(\d+)\.", ways, re.MULTILINE)) <= 12
