@@ -60,7 +60,8 @@ def test_the_way_of_two_documents_is_as_the_room_draws_it(tmp_path: Path) -> Non
 def test_the_way_of_a_document_names_what_there_is() -> None:
     """Every `Class.method` or `function` that docs/design.md names with its file is there; 12 calls a way."""
     text = (DATA.parents[1] / "docs" / "design.md").read_text()
-    ways = text[text.index("**A document becomes part of a shard**") : text.index("A split of a source is one")]
+    begin, end = "**A document becomes part of a shard**", "A split of a source is one"
+    ways = text[text.index(begin) : text.index(end)]
     named = re.findall(r"`([A-Za-z_]\w*(?:\.\w+)?)`(?: in)? \(?`([\w/]+\.py)`", ways)
     assert len(named) >= 25
     for name, file in named:
