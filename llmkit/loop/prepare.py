@@ -21,7 +21,7 @@ from llmkit.loop.attention_choice import choose_attention
 from llmkit.loop.initial_weights import StartingWeights
 from llmkit.loop.launch import Launch
 from llmkit.loop.resume import check_same_model
-from llmkit.loop.room import memory_refusal, memory_warning, require_disk
+from llmkit.loop.room import disk_warning, memory_refusal, memory_warning, require_disk
 from llmkit.loop.run_tokenizer import check_same_ids, tokenizer_of_run, tokenizer_of_weights
 from llmkit.parallel.agreement import check_same_on_all_ranks, fail_together, on_rank_zero
 from llmkit.parallel.mesh import Mesh
@@ -70,6 +70,9 @@ def prepare_run(
                 check_same_ids(tokenizer, initial.weights)
                 initial.fit(plan.model, adapts=plan.config.train.lora.rank > 0)
             _require_room(launch, folder, plan, note)
+            step = 0 if checkpoint is None else checkpoint.step
+            if warning := disk_warning(launch.loaded, plan, folder, step):
+                note(warning)
 
         data = prepare(
             config.data, note, seed=config.run.seed, known=remote, tokenizer=tokenizer, accept=accept

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+
 import torch
 
+from llmkit.checkpoint.keeping import step_of
 from llmkit.checkpoint.read import folders
+from llmkit.checkpoint.rule import count_for_good, is_kept
 from llmkit.config.load import Loaded
 from llmkit.config.memory import checkpoint_bytes, parameter_bytes, show_bytes
 from llmkit.config.shape import ModelShape
@@ -81,10 +85,37 @@ def _state_refusal(loaded: Loaded, plan: Plan, needed: int, there: int | None, w
 
 
 def require_disk(loaded: Loaded, plan: Plan, folder: RunFolder) -> None:
-    """Raises RunFault unless the checkpoints fit onto the disk of the run folder.
+    """Raises RunFault unless the newest checkpoints, and the best one, fit onto the disk of the run folder.
 
     While a save is under way there is one more than is kept; those that are there need no more.
     """
     kept = loaded.config.checkpoint.keep_last + loaded.config.checkpoint.keep_best
-    copies = max(1, kept + 1 - len(folders(folder.checkpoints)))
-    folder.require_space(int(checkpoint_bytes(plan.kept_tensors) * plan.num_trained) * copies)
+    folder.require_space(_saved(plan) * max(1, kept + 1 - len(folders(folder.checkpoints))))
+
+
+def disk_warning(loaded: Loaded, plan: Plan, folder: RunFolder, step: int) -> str | None:
+    """What is said where the checkpoints that `checkpoint.keep_every` keeps will fill the disk before the run
+    ends; None where they will not, or its last step is not known. step: that it goes on from.
+
+    It is no refusal: room may be made meanwhile, and a run that is half done has to go on.
+    """
+    checkpoint, train = loaded.config.checkpoint, loaded.config.train
+    if not checkpoint.keep_every or train.max_steps is None:
+        return None
+    there = folders(folder.checkpoints)
+    for_good = sum(is_kept(step_of(path), checkpoint.keep_every, None) for path in there)
+    for_good += count_for_good(checkpoint, step, max(step, train.max_steps))
+    count = for_good + checkpoint.keep_last + checkpoint.keep_best + 1 - len(there)
+    needed, free = _saved(plan) * count, shutil.disk_usage(folder.path).free
+    if needed <= free:
+        return None
+    return (
+        f"the disk of {folder.path.absolute()} will be full before step {train.max_steps:,}: {count:,} more "
+        f"checkpoints of {show_bytes(_saved(plan))} need {show_bytes(needed)}, free are {show_bytes(free)}; "
+        f"make room meanwhile, or raise {loaded.settings.describe('checkpoint.keep_every')}"
+    )
+
+
+def _saved(plan: Plan) -> int:
+    """Bytes of a checkpoint."""
+    return int(checkpoint_bytes(plan.kept_tensors) * plan.num_trained)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from llmkit.checkpoint.rule import count_for_good
 from llmkit.config.memory import checkpoint_bytes, show_bytes
 from llmkit.config.schema import Checkpoint
 from llmkit.data.shards.format import token_dtype
@@ -188,14 +189,12 @@ def _expenses(spent: Expense, candidate: Candidate, prices: Prices) -> list[Term
 def disk(checkpoint: Checkpoint, steps: int, seconds: float, saved: float) -> Term:
     """Bytes of the checkpoints of a run at its end, each of `saved`, while its last one is written.
 
-    steps, seconds: of the run. Of saves by the clock one in `keep_every` meets a step that is kept for good.
-    Of the latter, those that are among the newest count twice: the disk has them until these are others.
+    steps, seconds: of the run. Of those that are kept for good, the ones among the newest count twice: the
+    disk has them until these are others.
     """
     parts, count = [f"{checkpoint.keep_last} newest"], checkpoint.keep_last
     if every := checkpoint.keep_every:
-        saves = checkpoint.every_minutes and seconds / (60.0 * checkpoint.every_minutes)
-        steady = math.lcm(every, checkpoint.every_steps)
-        kept = min(steps // every, (steps // steady if steady else 0) + math.ceil(saves / every))
+        kept = count_for_good(checkpoint, 0, steps, seconds)
         count, parts = count + kept, [*parts, f"{kept:,} of steps that {every:,} divides"]
     if checkpoint.keep_best:
         count, parts = count + 1, [*parts, "the best one"]

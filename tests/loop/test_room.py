@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from llmkit.config.load import load
 from llmkit.config.memory import show_bytes
 from llmkit.loop import room
-from llmkit.loop.room import memory_refusal, memory_warning, require_disk
+from llmkit.loop.room import disk_warning, memory_refusal, memory_warning, require_disk
 from llmkit.parallel.layout import Layout
 from llmkit.plan import DeviceFacts, Plan, plan_for_shape
 from llmkit.plan.memory import memory
@@ -112,3 +113,30 @@ def test_the_disk_must_have_room_for_what_is_kept_and_one_more(tmp_path, monkeyp
         require_disk(loaded, planned("bf16"), folder)
     assert loaded.config.optimizer.name == "adamw"
     assert needed == [12 * N * copies]
+
+
+@pytest.mark.parametrize(
+    ("step", "saved", "more"),
+    [
+        (0, [], 13),  # 10 of steps that 1,000 divides, 2 newest, and one being written
+        (5500, [*range(1000, 6000, 1000), 5500], 12 - 5),
+        (5500, [5000, 5500], 12 - 5),  # who has moved older ones away has no need of their room again
+        (9500, [9000, 9500], 12 - 9),
+    ],
+)
+def test_a_disk_that_what_is_kept_for_good_will_fill_is_told(tmp_path, monkeypatch, step, saved, more):
+    changes = ["checkpoint.keep_last=2", "checkpoint.keep_every=1000", "checkpoint.every_steps=500"]
+    loaded = load(make_project(tmp_path), [*changes, "train.max_steps=10000"])
+    plan, usage = planned("bf16"), shutil.disk_usage(tmp_path)
+    with RunFolder.open(tmp_path / "run", "test") as folder:
+        for each in saved:
+            (folder.checkpoints / f"step-{each:08d}").mkdir()
+
+        def warning(free):
+            monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=free))
+            return disk_warning(loaded, plan, folder, step)
+
+        assert warning(12 * N * more) is None
+        text = warning(12 * N * more - 1)
+    assert f"full before step 10,000: {more} more checkpoints" in text
+    assert "raise checkpoint.keep_every 1000 (command line)" in text
