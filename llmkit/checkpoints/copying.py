@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import sys
 from pathlib import Path
@@ -13,7 +12,6 @@ from llmkit.command_line import to_stderr
 from llmkit.config.memory import show_bytes
 from llmkit.config.redaction import command_on_record
 from llmkit.config.stored import read_stored
-from llmkit.copies import owner
 from llmkit.copies.listing import offer_of
 from llmkit.copies.place import beneath, checked
 from llmkit.copies.sender import Sender, known_of
@@ -46,9 +44,7 @@ def copy_command(run: Path, to: str | None) -> int:
         to_stderr(f"copying {offer.name} to {store}")
         sender = Sender(store, found.run, known, " ".join(command_on_record(sys.argv)))
         try:
-            if known.is_copy and (has := owner.read(store)) is not None:
-                owner.require_free(store, has, os.environ, to_stderr)
-            sender.claim()
+            sender.claim(to_stderr)
             size = sender.copy(offer.name, offer.files, offer.rule.kept)
             if (best := offer.best) is not None and not sender.has(best.name, best.files):
                 size += sender.copy(best.name, best.files, offer.rule.kept, offer.step)

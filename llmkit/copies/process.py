@@ -95,7 +95,7 @@ class Process:
                 known = Known.read(self._folder)
                 assert known is not None, "the trainer has written it"
                 self._sender = Sender(Store(self._url, self._traffic), self._folder, known, self._command)
-            self._sender.claim()
+            self._sender.claim(log)
             if offer is not None and is_left:
                 self._copy(self._sender, offer)
             if ending:
@@ -155,7 +155,7 @@ class Process:
     def _recover(self) -> None:
         """Tells that what has failed does so no more."""
         with self._telling:
-            if self._failed is not None and self._missing is None:
+            if self._failed is not None and self._missing is None and not self._lost:
                 self._failed = None
                 say(event="recovered")
 
@@ -198,9 +198,12 @@ class Process:
                 failing = False
             except LostError as error:
                 self._lose(error)
-            except (RequestError, UserError, RunFault) as error:
+            except Exception as error:  # whatever it is: the next beat may do better
                 if not failing:  # what is copied now tells of it; others may take this start for dead
-                    log(f"owner.json is not written: {error}")
+                    known = isinstance(error, (RequestError, UserError, RunFault))
+                    if not known:
+                        log_place(error)
+                    log(f"owner.json is not written: {error if known else one_line(error)}")
                 failing = True
 
 

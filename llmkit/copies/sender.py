@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence, Set
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
@@ -45,12 +46,18 @@ class Sender:
         """Files that are in the store yet and belong to nothing, by the catalogue there."""
         self._journal = Journal(folder / "copies" / "sent.jsonl", str(store))
 
-    def claim(self) -> None:
-        """Takes the copies for this start. A second call does nothing."""
+    def claim(self, note: Callable[[str], None] = lambda text: None) -> None:
+        """Takes the copies for this start. A second call does nothing.
+
+        note: called with why this start waits. Raises UserError, too, where the run folder is a copy of one
+        whose start is alive.
+        """
         if self.mine is not None:
             return
         found = owner.read(self.store)
         mine = owner.claimed(found, self._known, self._command, self.store)
+        if found is not None and self._known.is_copy:
+            owner.require_free(self.store, found, os.environ, note)
         there = catalogue.read(self.store)
         if there is not None and there.run != self._known.run:
             raise owner.LostError(f"{self.store} holds the copies of another run ({there.run})")
@@ -86,9 +93,10 @@ class Sender:
         self._require_mine()
         self._delete(self._to_delete)
         self._publish({copy.path(file) for copy in before for file in copy.files}, copies=[*others, new])
-        changed = any(copy.files != new.files for copy in before)
-        # Of another checkpoint of this step: without a manifest what is there now is none.
-        self._delete({*self._to_delete, new.manifest} if changed else self._to_delete)
+        # Of another checkpoint of this step, maybe: without a manifest what is there now is none.
+        manifest = next(file for file in files if file.name == MANIFEST)
+        may_be_old = before and not self._journal.has(new.manifest, manifest)
+        self._delete({*self._to_delete, new.manifest} if may_be_old else self._to_delete)
         with held(self._folder / "checkpoints" / name, [file.name for file in files]) as folder:
             for last in (False, True):  # the manifest comes last, here as there
                 now = [file for file in files if (file.name == MANIFEST) is last]

@@ -75,6 +75,26 @@ def test_it_shows_that_it_lives_until_all_is_done(told: Told, monkeypatch: pytes
     assert beats == [1, 2, 3] and not living.is_alive()
 
 
+def test_a_beat_that_fails_in_whatever_way_is_not_the_last_one(
+    told: Told, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sender, beats = sender_in(told), list[int]()
+
+    def beat(count: int, ended: bool = False) -> None:
+        beats.append(count)
+        if count == 3:
+            told.process._over.set()
+        else:
+            raise ValueError("of a library")
+
+    monkeypatch.setattr(sender, "beat", beat)
+    living = threading.Thread(target=told.process._live, daemon=True)
+    living.start()
+    living.join(HANG)
+    assert beats == [1, 2, 3]
+    assert capsys.readouterr().err.count("owner.json is not written: ValueError") == 1
+
+
 def test_a_loss_that_shows_beside_a_copy_ends_it_and_is_told_once(told: Told) -> None:
     sender = sender_in(told)
     sender_of(Store(told.url), told.run).claim()  # another start

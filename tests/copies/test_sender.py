@@ -15,7 +15,7 @@ from llmkit.copies.owner import Known, LostError
 from llmkit.copies.sender import Sender, known_of
 from llmkit.copies.store import Store, Traffic
 from llmkit.data.sources.retries import RequestError
-from llmkit.errors import RunFault
+from llmkit.errors import RunFault, UserError
 from tests.copies.conftest import content_of, write_files
 from tests.copies.stores import PutServer
 
@@ -283,6 +283,46 @@ def test_what_is_no_checkpoint_any_more_has_no_manifest(web: PutServer, traffic:
     assert {path for path in web.files if "/checkpoints/" in path} == {
         f"/checkpoints/{name_of(20)}/{file.name}" for file in again
     }
+
+
+def test_a_kill_before_an_old_manifest_is_deleted_leaves_that_to_the_next_start(
+    web: PutServer, traffic: Traffic, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(web.url, traffic)
+    copy(sender_of(store, run), run, 10)
+    again = write_files(run / "checkpoints" / name_of(10), {"pieces-0.bin": b"new", "manifest.json": b"new"})
+    killed, published = sender_of(store, run), catalogue.write
+    killed.claim()
+
+    def then_killed(store: Store, content: catalogue.Catalogue) -> None:
+        published(store, content)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(catalogue, "write", then_killed)
+        killed.copy(name_of(10), again, Rule(keep_last=1).kept)
+    web.writes.clear()
+    sender = sender_of(store, run)
+    sender.claim()
+    sender.copy(name_of(10), again, Rule(keep_last=1).kept)
+    place = f"/checkpoints/{name_of(10)}"
+    assert web.writes.index(f"DELETE {place}/manifest.json") < web.writes.index(f"PUT {place}/pieces-0.bin")
+    assert complete(store) == [10] and store.text(f"{place[1:]}/manifest.json") == b"new"
+
+
+def test_a_copy_of_the_run_folder_takes_no_copies_from_a_start_that_is_alive(
+    any_store: Store, run: Path, tmp_path: Path
+) -> None:
+    first, other = sender_of(any_store, run), tmp_path / "other"
+    copy(first, run, 10)
+    shutil.copytree(run, other)
+    second = sender_of(any_store, other)
+    with pytest.raises(UserError, match="which is alive, in another run folder"):
+        second.claim()
+    copy(first, run, 20)
+    first.beat(1, ended=True)
+    copy(second, other, 30)
+    assert complete(any_store) == [20, 30]
 
 
 def test_what_a_store_did_not_delete_is_deleted_later(web: PutServer, traffic: Traffic, run: Path) -> None:
