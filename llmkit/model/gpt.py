@@ -178,15 +178,19 @@ class GPT(Model):
             loss: LossSum = self.head(x, batch.labels)
         if not routers or self.evaluating or not (self.training and torch.is_grad_enabled()):
             return loss
-        return loss._replace(extras={**loss.extras, **self._router_losses(routers, loss.targets)})
+        added = self._router_losses(routers, loss.targets, batch.piece)
+        return loss._replace(extras={**loss.extras, **added})
 
-    def _router_losses(self, losses: Sequence[Tensor], targets: Tensor) -> dict[str, Tensor]:
+    def _router_losses(
+        self, losses: Sequence[Tensor], targets: Tensor, piece: RowPiece | None
+    ) -> dict[str, Tensor]:
         """What is added to the loss. losses: of each layer with experts, (batch, 2); see `Router`.
 
         Of each sequence as often as it has targets, so that means over targets are those over sequences. Of a
         piece of the sequences this is its term of the sum over the ranks that have the others.
         """
-        targets = reduce_from_group(targets, self.context.group)
+        if piece is not None:
+            targets = reduce_from_group(targets, self.context.group)
         moe, means = self.shape.moe, sum(losses[1:], losses[0]) / len(losses)
         balance, z = (means * targets[:, None]).sum(0)
         found = {

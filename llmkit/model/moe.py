@@ -21,6 +21,7 @@ from llmkit.kernels.operators import Operators
 from llmkit.model.layers import Layer, column_input, row_output, sequence_first, uninitialized_parameter
 from llmkit.model.mlp import MLPS, make_mlp
 from llmkit.parallel.collectives import (
+    Group,
     all_gather,
     copy_to_group,
     reduce_from_group,
@@ -64,7 +65,8 @@ class Router(Layer):
         probabilities, chosen, experts = self._choose(scores)  # (batch, seq or its piece, ...)
         pieces = self.tp.size if self.tp.sequence_parallel else 1
         length = scores.shape[1] * pieces if piece is None else piece.length
-        losses = self._losses(scores, probabilities, experts, length)
+        others = None if piece is None else self.context.group
+        losses = self._losses(scores, probabilities, experts, length, others)
         if self.tp.sequence_parallel:
             # The gradient of the weights is a term on each rank, that of its part of every expert's output.
             chosen = all_gather(chosen, 1, self.tp.group)
@@ -85,8 +87,13 @@ class Router(Layer):
             chosen = chosen / chosen.sum(-1, keepdim=True)
         return probabilities, chosen, experts
 
-    def _losses(self, scores: Tensor, probabilities: Tensor, experts: Tensor, length: int) -> Tensor:
-        """See the class. length: tokens of a sequence, all of them."""
+    def _losses(
+        self, scores: Tensor, probabilities: Tensor, experts: Tensor, length: int, others: Group
+    ) -> Tensor:
+        """See the class.
+
+        length: tokens of a sequence, all of them. others: the ranks that have its other pieces, or None.
+        """
         rows, _, count = scores.shape
         with torch.no_grad():
             flat = experts.flatten(1)
@@ -94,7 +101,7 @@ class Router(Layer):
                 1, flat, torch.ones_like(flat, dtype=probabilities.dtype)
             )
             choices = reduce_from_group(choices, self.tp.sequence_group)
-            share = reduce_from_group(choices, self.context.group) / length
+            share = reduce_from_group(choices, others) / length
         square = scores.logsumexp(-1).square().sum(1, keepdim=True)
         sums = torch.cat((probabilities.sum(1), square), 1)
         means = reduce_from_group(sums, self.tp.sequence_group) / length

@@ -18,6 +18,7 @@ from llmkit.errors import UserError
 from llmkit.kernels.operators import TORCH
 from llmkit.model.gpt import GPT, NO_TENSOR_PARALLELISM
 from llmkit.model.moe import MixtureOfExperts
+from llmkit.parallel.context import ContextParallel
 from llmkit.parity.subjects import MODERN, RandomWeights, global_batch
 
 MOE = Moe(num_experts=5, num_experts_per_tok=2, moe_intermediate_size=20)
@@ -122,6 +123,17 @@ def test_the_loss_of_a_batch_weighs_each_sequence_by_its_targets():
     assert {float(value.detach()) for value in only_fills.extras.values()} == {0.0}
     model.eval()
     assert not model(batch).extras
+
+
+def test_whole_sequences_are_computed_without_the_ranks_that_have_pieces_of_others():
+    """One of them alone writes samples: it would wait for the others for ever."""
+    of, x = shape(), torch.randn(2, 7, MODERN.hidden_size)
+    nobody: Any = object()  # any exchange with it fails
+    module = MixtureOfExperts(of, NO_TENSOR_PARALLELISM, TORCH, ContextParallel(0, 2, nobody, "ring"))
+    alone = mixture(of)
+    module.load_state_dict(alone.state_dict())
+    for found, wanted in zip(module(x), alone(x), strict=True):
+        assert torch.equal(found, wanted)
 
 
 @pytest.mark.parametrize(
