@@ -47,6 +47,14 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Matrix products of a batch in `accumulator`'s type: in bf16 a score of 10 could be 0.03 off."""
+    wide = accumulator(a.dtype)
+    if a.is_cuda and torch.version.hip is None and a.dtype != wide:
+        return torch.bmm(a, b, out_dtype=wide)
+    return torch.bmm(a.to(wide), b.to(wide))
+
+
 def merged(out: Tensor, sums: Tensor, more: Tensor, more_sums: Tensor) -> tuple[Tensor, Tensor]:
     """Attention to two sets of keys from that to each of them.
 
@@ -71,7 +79,7 @@ def result_of_block(
         total = scores.logsumexp(-1, keepdim=True)
         safe = total.masked_fill(total == -math.inf, 0.0)  # of a query that sees nothing here
         weights = (scores - safe).exp().to(q.dtype).view(len(keys), -1, keys.shape[1])
-        outs.append(torch.bmm(weights, values).view(*scores.shape[:3], -1).to(scores.dtype))
+        outs.append(product(weights, values).view(*scores.shape[:3], -1))
         sums.append(total[..., 0])
     return torch.cat(outs, 2), torch.cat(sums, 2)
 
@@ -99,13 +107,12 @@ def backward_of_block(
         query, above = _queries(q, part, k.shape[2]), _queries(gradient, part, k.shape[2])
         scores, slope = _scores(query, keys, q, part, rule, documents)
         weights = (scores - sums[:, :, part.query, None]).exp()
-        inner = torch.bmm(above, values.transpose(1, 2)).view_as(scores).to(scores.dtype)
+        inner = product(above, values.transpose(1, 2)).view_as(scores)
         change = weights * (inner - mean[:, :, part.query, None]) * slope
         change, weights = (x.to(q.dtype).view(len(keys), -1, keys.shape[1]) for x in (change, weights))
-        of_query = torch.bmm(change, keys).view(*scores.shape[:3], -1)
-        of_queries.append(of_query.transpose(1, 2).to(sums.dtype))
-        of_keys = of_keys + torch.bmm(change.transpose(1, 2), query).to(sums.dtype)
-        of_values = of_values + torch.bmm(weights.transpose(1, 2), above).to(sums.dtype)
+        of_queries.append(product(change, keys).view(*scores.shape[:3], -1).transpose(1, 2))
+        of_keys = of_keys + product(change.transpose(1, 2), query)
+        of_values = of_values + product(weights.transpose(1, 2), above)
     both = (x.unflatten(0, (k.shape[0], -1)).transpose(1, 2) for x in (of_keys, of_values))
     return Gradients(torch.cat(of_queries, 1), *both)
 
@@ -132,7 +139,7 @@ def _scores(
     query: Tensor, keys: Tensor, q: Tensor, block: Block, rule: Rule, documents: Tensor | None
 ) -> tuple[Tensor, float | Tensor]:
     """Masked scores of a block (batch, heads, queries, keys), and d score / d product."""
-    products = torch.bmm(query, keys.transpose(1, 2)).to(accumulator(q.dtype))
+    products = product(query, keys.transpose(1, 2))
     scores = products.view(q.shape[0], q.shape[2], -1, keys.shape[1]) * rule.scale
     slope: float | Tensor = rule.scale
     if rule.softcap is not None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from llmkit.config.context import row_pieces
 from llmkit.kernels import attention_ring_blocks
 from llmkit.kernels.attention_ring import _Ring
-from llmkit.kernels.attention_ring_blocks import Rule, backward_of_block, merged, result_of_block
+from llmkit.kernels.attention_ring_blocks import Block, Rule, backward_of_block, merged, result_of_block
 from tests.kernels.dense_attention import dense, documents_of, tensors
 
 LENGTH, RANKS = 23, 3
@@ -87,3 +87,19 @@ def test_a_query_that_sees_nothing_in_a_block_adds_nothing():
     found, total = merged(out, sums, *nothing)
     assert found[0, 0].tolist() == [[1.0] * 3, [0.5] * 3]
     assert total[0, 0].tolist() == pytest.approx([0.0, math.log(2.0)])
+
+
+def test_scores_of_bf16_are_not_rounded_to_it():
+    """Where they are large, that would be several times the error of PyTorch's attention."""
+    q, k, v = (x.detach() for x in tensors((1, 64, 64), (4, 2), 32, torch.float32))
+    q, k, v = ((x * factor).bfloat16() for x, factor in ((q, 4.0), (k, 4.0), (v, 1.0)))
+    above = torch.randn(q.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+    exact = [x.double().requires_grad_() for x in (q, k, v)]
+    wanted = dense(*exact)
+    gradients = torch.autograd.grad(wanted, exact, above.double())
+    block, rule = Block(slice(0, 64), slice(0, 64), 0, 0), Rule(None, 1 / math.sqrt(32), None)
+    out, sums = result_of_block(q, k, v, block, rule, None)
+    mean = (above.float() * out.transpose(1, 2)).sum(-1).transpose(1, 2)
+    found = [out.transpose(1, 2), *backward_of_block(above, q, k, v, sums, mean, block, rule, None)]
+    for mine, other in zip(found, (wanted, *gradients), strict=True):
+        assert float((mine - other).detach().norm() / other.detach().norm()) <= 8e-3
