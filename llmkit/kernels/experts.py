@@ -84,8 +84,9 @@ def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 
     x: (rows, inputs); weight: (experts, outputs, inputs), maybe transposed in memory; ends: (experts,) int32,
     where each group ends. -> (rows, outputs). PyTorch's grouped product takes rows of a multiple of 16 bytes;
-    with others there is a product for each expert, for which a GPU's host has to wait. An operation of its
-    own for torch.compile, which in PyTorch 2.13 takes grouped products in bf16 alone.
+    with others there is a product for each expert, for which a GPU's host has to wait. PyTorch does the same
+    where its kernel does not serve: in fp32, and on GPUs other than Hopper and B200 or B300. An operation of
+    its own for torch.compile, which in PyTorch 2.13 takes grouped products in bf16 alone.
     """
     if _are_aligned(x, weight):
         return F.grouped_mm(x, weight.transpose(1, 2), offs=ends)
@@ -96,7 +97,8 @@ def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 def grouped_weight_gradient(gradient: Tensor, x: Tensor, ends: Tensor) -> Tensor:
     """Of `grouped_linear`; gradient: (rows, outputs) of its result -> (experts, outputs, inputs)."""
     if _are_aligned(x, gradient):
-        return F.grouped_mm(gradient.t(), x, offs=ends)
+        found = F.grouped_mm(gradient.t(), x, offs=ends)
+        return found if _sets_empty_groups(found.device) else _without_empty_groups(found, ends)
     found = gradient.new_empty(len(ends), gradient.shape[1], x.shape[1])
     first = 0
     for expert, end in enumerate(ends.tolist()):
@@ -131,6 +133,20 @@ def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None
 
 
 grouped_linear.register_autograd(_gradients, setup_context=_keep)
+
+
+def _sets_empty_groups(device: torch.device) -> bool:
+    """Whether the product of an expert without tokens is zero.
+
+    On Blackwell it may be what the kernel had in its registers (pytorch/pytorch#172439, NVIDIA/cutlass#2674).
+    """
+    return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] < 10
+
+
+def _without_empty_groups(found: Tensor, ends: Tensor) -> Tensor:
+    """found: (experts, ...), with zeros for experts without tokens. Nothing waits for the device."""
+    tokens = torch.diff(ends, prepend=ends.new_zeros(1))
+    return found.masked_fill_((tokens == 0).view(-1, *[1] * (found.dim() - 1)), 0)
 
 
 def _are_aligned(*matrices: Tensor) -> bool:

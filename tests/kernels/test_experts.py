@@ -41,6 +41,22 @@ def test_a_group_is_multiplied_with_its_own_weight(inputs, outputs, dtype, toler
     assert not weight.grad[2].any(), "of an expert that nobody chose"
 
 
+def test_experts_without_tokens_have_no_gradient_where_the_kernel_leaves_anything_there(monkeypatch):
+    """As the kernel for Blackwell does: pytorch/pytorch#172439."""
+    ends, real = Dispatch.of(chosen(), EXPERTS).ends, experts.F.grouped_mm
+    x, gradient = torch.randn(TOKENS * K, 8), torch.randn(TOKENS * K, 4)
+    wanted = experts.grouped_weight_gradient(gradient, x, ends)
+
+    def leaving(*arguments, **named):
+        found = real(*arguments, **named)
+        found[2] = float("nan")
+        return found
+
+    monkeypatch.setattr(experts.F, "grouped_mm", leaving)
+    monkeypatch.setattr(experts, "_sets_empty_groups", lambda device: False)
+    assert torch.equal(experts.grouped_weight_gradient(gradient, x, ends), wanted)
+
+
 def test_both_ways_to_compute_a_grouped_product_agree():
     ends, x = Dispatch.of(chosen(), EXPERTS).ends, torch.randn(TOKENS * K, 8)
     weight = torch.randn(EXPERTS, 4, 8)
