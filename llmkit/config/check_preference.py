@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from llmkit.config.mistakes import Mistake
+from llmkit.config.model_section import Model
 from llmkit.config.preference_section import Dpo
 from llmkit.config.settings import Settings
 
@@ -38,6 +39,11 @@ def check_preference(s: Settings) -> Iterator[Mistake]:
         if getattr(train, name):
             note = "the loss is one of pairs, not of tokens; train.dpo has a label_smoothing of its own"
             yield s.mistake("{0} does not go with {1}", f"train.{name}", _OBJECTIVE, note=note)
+    model = s.config.model
+    for name in ("router_aux_loss_coef", "router_z_loss_coef"):
+        if isinstance(model, Model) and model.moe.num_experts and getattr(model.moe, name):
+            note = "it is added for each target, and the loss of a pair is not a mean of them; set it to 0"
+            yield s.mistake("{0} does not go with {1}", f"model.moe.{name}", _OBJECTIVE, note=note)
     if train.dpo.label_smoothing and train.dpo.loss != "sigmoid":
         yield s.mistake("{0} does not go with {1}", "train.dpo.label_smoothing", "train.dpo.loss")
 

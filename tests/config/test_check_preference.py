@@ -23,6 +23,11 @@ WRONG = [
     ([*DPO, "data.sources.0.live=true"], "the reference's log-probabilities are computed before training"),
     ([*DPO, "data.packing=best_fit"], "a pair is a row of its own"),
     ([*DPO, "train.z_loss=1e-4"], "train.z_loss 0.0001 (command line) does not go with train.objective"),
+    ([*DPO, "model.moe.num_experts=4"], "router_aux_loss_coef 0.01 (default) does not go with train.obj"),
+    (
+        [*DPO, "model.moe={num_experts: 4, router_aux_loss_coef: 0.0, router_z_loss_coef: 0.1}"],
+        "model.moe.router_z_loss_coef 0.1 (command line) does not go with train.objective",
+    ),
     ([*DPO, "train.label_smoothing=0.1"], "train.dpo has a label_smoothing of its own"),
     (
         [*DPO, "train.dpo={loss: ipo, label_smoothing: 0.1}"],
