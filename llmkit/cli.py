@@ -17,7 +17,7 @@ from llmkit import __version__
 from llmkit.build_locks import clear_build_locks
 from llmkit.checkpoints.options import add_checkpoint_command
 from llmkit.cluster.options import add_jobs_options, add_submit_options
-from llmkit.command_line import CommandParser, Commands, add_branch, add_config, count, positive
+from llmkit.command_line import CommandParser, Commands, add_branch, add_config, count, positive, to_stderr
 from llmkit.config.redaction import without_access
 from llmkit.convert.options import add_export_command, add_import_command
 from llmkit.doctor.options import add_doctor_options
@@ -181,26 +181,58 @@ def _data(options: argparse.Namespace, started: float) -> int:
 
     loaded = load(options.config, options.overrides)
     config, tokenizer = loaded.config, None
+    if options.rejects is not None:
+        from llmkit.data.inspect_command import rejects_command
+
+        rejects_command(config, options.rejects, options.json)
+        return 0
+    report = to_stderr if options.json else print
     begun = os.path.isdir(os.path.join(config.run.dir, config.run.name, "checkpoints"))
     if begun or config.data.tokenizer.type == "init_from":
         from llmkit.loop.run_tokenizer import tokenizer_of_folder
 
-        tokenizer = tokenizer_of_folder(loaded, print)
+        tokenizer = tokenizer_of_folder(loaded, report)
     if options.plan:
         from llmkit.data.building.plan import plan_command
 
         plan_command(config.data, tokenizer, options.workers, options.json)
         return 0
-    prepared = prepare(config.data, seed=config.run.seed, workers=options.workers, tokenizer=tokenizer)
+    prepared = prepare(
+        config.data, report, seed=config.run.seed, workers=options.workers, tokenizer=tokenizer
+    )
     if options.action == "verify":
         from llmkit.data.prepared import verify
 
         verify(prepared, print)
     elif options.action == "inspect":
-        from llmkit.data.inspect import inspect_command
+        from llmkit.data.inspect_command import inspect_command, rows_command
 
-        inspect_command(config, prepared, options.count, _wants_color(options.color))
+        color = _wants_color(options.color)
+        if options.step is None and options.sample is None:
+            inspect_command(config, prepared, options.count, color, options.json)
+        else:
+            _tell_of_other_rows(os.path.join(config.run.dir, config.run.name), options.step)
+            rows_command(
+                config, prepared, step=options.step, sample=options.sample, minutes=options.minutes,
+                color=color, as_json=options.json, report=to_stderr,
+            )  # fmt: skip
     return 0
+
+
+def _tell_of_other_rows(folder: str, step: int | None) -> None:
+    """Says where a run has left the order that follows from its settings, before `step`; None: anywhere."""
+    from llmkit.monitor.record import RunRecord
+
+    for event in RunRecord(Path(folder)).events:
+        what, since = event.get("event"), event.get("to_step", event.get("step"))
+        if what not in ("data_change", "rollback") or type(since) is not int:
+            continue
+        if step is None or since < step:
+            how = "went on with other data" if what == "data_change" else "went back and left out rows"
+            to_stderr(
+                f"data: the run in {folder} {how} after step {since:,}: its rows behind that are others than "
+                "those of these settings, which are shown"
+            )
 
 
 def _reference(options: argparse.Namespace, started: float) -> int:
@@ -336,7 +368,7 @@ def _data_parser(commands: Commands) -> None:
         action = actions.add_parser(name, help=what)
         add_config(action)
         action.add_argument("--workers", type=positive, help="processes that tokenize; default: all cores")
-        action.set_defaults(command=_data, parser=action, plan=False)
+        action.set_defaults(command=_data, parser=action, plan=False, rejects=None, json=False)
         if name == "build":
             action.add_argument(
                 "--plan",
@@ -345,8 +377,25 @@ def _data_parser(commands: Commands) -> None:
             )
             action.add_argument("--json", action="store_true", help="with --plan: as JSON")
         if name == "inspect":
-            action.add_argument("--count", type=count, default=1, help="rows shown per source")
-            action.add_argument("--color", choices=["auto", "always", "never"], default="auto")
+            _add_inspect_options(action)
+
+
+def _add_inspect_options(action: argparse.ArgumentParser) -> None:
+    what = action.add_mutually_exclusive_group()
+    what.add_argument("--count", type=count, default=1, help="rows shown per source")
+    what.add_argument("--step", type=positive, metavar="N", help="show the rows of step N of the run")
+    what.add_argument("--sample", type=count, metavar="POSITION", help="show the row at this position")
+    what.add_argument(
+        "--rejects", type=Path, metavar="FILE", help="write the records that cannot be read, a JSON line each"
+    )
+    action.add_argument(
+        "--minutes",
+        type=positive,
+        default=5,
+        help="how long live sources may be tokenized for --step or --sample; default: 5",
+    )
+    action.add_argument("--json", action="store_true", help="print JSON")
+    action.add_argument("--color", choices=["auto", "always", "never"], default="auto")
 
 
 def _reference_parser(commands: Commands) -> None:

@@ -31,6 +31,7 @@ ELSEWHERE = {
     "data/building/given.py": "data/test_prepared.py",
     "data/building/opened.py": "data/test_prepared.py",
     "data/building/progress.py": "data/building/test_build_source.py",
+    "data/inspect_figures.py": "data/test_inspect.py",
     "data/lane_cursors.py": "data/test_loader.py",
     "data/located.py": "test_evaluation_data.py",
     "data/rank_batch.py": "data/test_loader.py",

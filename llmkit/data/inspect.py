@@ -4,32 +4,22 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+from pydantic import JsonValue
 
 from llmkit.config.schema import Config
-from llmkit.data.building.packing import are_cut
-from llmkit.data.curriculum import Curriculum
+from llmkit.data.inspect_figures import LengthFigures, MixtureFigures, SourceFigures, TokenFigures
 from llmkit.data.inspect_pairs import pair_lines, sequences
 from llmkit.data.live.source import LiveSource
 from llmkit.data.live.stream import Lane
-from llmkit.data.mixing import shares
 from llmkit.data.prepared import PreparedData, shown_size
 from llmkit.data.sampler import MixtureSampler, rows_before
-from llmkit.data.shards.dataset import TokenDataset
 from llmkit.data.source import Source
 from llmkit.data.tokens.tokenizer import Tokenizer
 
-SAMPLE_TOKENS = 1 << 22
-"""Tokens of a source that are counted; all of them where it has no more."""
-SAMPLE_PLACES = 64
-"""Places, evenly spread over a source, at which they are taken otherwise."""
-LONGEST = 1 << 20
-"""Tokens up to which the end of a document is looked for behind a sample."""
-FREQUENT = 12
-"""Tokens that are named."""
 BAR = 40
 """Characters of the longest bar."""
 
@@ -52,11 +42,11 @@ def marks(end_of_text: str, color: bool) -> Marks:
     return Marks("⟦", "⟧", f"──── {name} ────", f"──── ⟦{name}⟧ ────")
 
 
-def inspect_command(config: Config, prepared: PreparedData, count: int, color: bool) -> None:
-    """`llmkit data inspect`: prints `inspect`."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks a character shows a mark for it
+def print_lines(lines: Iterable[str]) -> None:
+    """Prints them; a terminal that lacks a character shows a mark for it."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
-    for line in inspect(config, prepared, count, color):
+    for line in lines:
         print(line)
 
 
@@ -79,108 +69,104 @@ def inspect(config: Config, prepared: PreparedData, count: int, color: bool) -> 
             yield row if isinstance(row, str) else show_row(*row, prepared.tokenizer, how)
 
 
+def inspect_json(config: Config, prepared: PreparedData, count: int) -> dict[str, JsonValue]:
+    """The same as JSON: figures of the sources and of the mixture, and the first rows of each source."""
+    rows: list[JsonValue] = []
+    for index, source in enumerate(prepared.sources):
+        for title, row in sample_rows(config, source, index, count):
+            found: dict[str, JsonValue] = {"source": source.name, "title": title}
+            if isinstance(row, str):
+                found["missing"] = row
+            else:
+                tokens, is_target = row
+                found |= {
+                    "tokens": tokens.tolist(),
+                    "targets": target_ranges(tokens.size, is_target),
+                    "text": prepared.tokenizer.decode(tokens),
+                }
+            rows.append(found)
+    sources = [SourceFigures.of(each, prepared, config.data.row_length) for each in prepared.sources]
+    return {
+        "sources": [figures.as_json() for figures in sources],
+        "mixture": MixtureFigures.of(config, prepared).as_json(),
+        "rows": rows,
+    }
+
+
+def target_ranges(tokens: int, is_target: np.ndarray | None) -> list[JsonValue]:
+    """Half-open ranges of a row's tokens that the loss counts as labels.
+
+    is_target: (tokens - 1,) bool, of the labels; None = all.
+
+    >>> target_ranges(6, np.array([True, True, False, False, True]))
+    [[1, 3], [5, 6]]
+    """
+    learned = np.zeros(tokens + 2, dtype=bool)  # a token further, and one more that is none
+    learned[2:-1] = True if is_target is None else is_target
+    edges = np.flatnonzero(learned[1:] != learned[:-1]).reshape(-1, 2)
+    return [[int(start), int(stop)] for start, stop in edges]
+
+
 def source_lines(source: Source, prepared: PreparedData, row_length: int) -> Iterator[str]:
     """What there is of a source, which is cut into rows of `row_length`."""
-    held = source.heldout
-    yield f"source {source.name} ({source.kind})"
-    if held is not None:
-        yield f"  held out: {held.documents:,} documents, {held.tokens:,} tokens"
-    if source.left_out:
-        counts = (f"{count:,} {why}" for why, count in source.left_out.items())
+    figures = SourceFigures.of(source, prepared, row_length)
+    yield f"source {figures.name} ({figures.kind})"
+    if source.heldout is not None:
+        yield f"  held out: {figures.heldout_documents:,} documents, {figures.heldout_tokens:,} tokens"
+    if figures.left_out:
+        counts = (f"{count:,} {why}" for why, count in figures.left_out.items())
         yield "  left out or mended: " + ", ".join(counts)
-    if source.live is not None:
-        files = source.live.reader.files
-        size = sum(file.size for file in files)
+    if figures.bytes is not None:
         yield (
-            f"  tokenized while training: {len(files):,} files, {shown_size(size)} as stored, in "
-            f"{source.live.lanes} lanes; documents and tokens are not counted"
+            f"  tokenized while training: {figures.files:,} files, {shown_size(figures.bytes)} as stored, in "
+            f"{figures.lanes} lanes; documents and tokens are not counted"
         )
         return
     stored = source.stored
     assert stored is not None, source.name
-    text = stored.text_bytes
-    size_told = f", {shown_size(text)}" if text else ""
-    if text:  # that of a chat is only what is to be learned
-        size_told += " to learn" if stored.has_mask else f" ({text / stored.tokens:.2f} bytes a token)"
     if prepared.has_pairs:
         yield from pair_lines(stored, row_length)
         return
+    size_told = ""
+    if text := stored.text_bytes:  # that of a chat is only what is to be learned
+        size_told = f", {shown_size(text)}"
+        size_told += " to learn" if stored.has_mask else f" ({text / stored.tokens:.2f} bytes a token)"
     yield f"  {stored.documents:,} documents, {stored.tokens:,} tokens{size_told}"
-    if copies := source.duplicates:
+    if copies := figures.duplicates:
         yield f"  {copies:,} documents are exact copies of others, held-out ones included"
-    end_of_text = prepared.tokenizer.end_of_text_id
-    places = _sample_places(stored)
-    part = "all" if places == [(0, stored.tokens)] else "a sample"
-    yield from _length_lines(stored, places, end_of_text, part, row_length)
-    yield from _frequency_lines(stored, places, prepared.tokenizer, part)
+    if figures.folder is not None:
+        yield f"  shards: {figures.folder}"
+    part = "all" if figures.is_whole else "a sample"
+    if figures.lengths is not None:
+        yield from _length_lines(figures.lengths, part, row_length)
+    if figures.frequencies is not None:
+        yield from _frequency_lines(figures.frequencies, prepared.tokenizer, part)
 
 
-def _sample_places(stored: TokenDataset) -> list[tuple[int, int]]:
-    """Ranges of tokens to look at."""
-    if stored.tokens <= SAMPLE_TOKENS:
-        return [(0, stored.tokens)]
-    width = SAMPLE_TOKENS // SAMPLE_PLACES
-    starts = (k * (stored.tokens - width) // (SAMPLE_PLACES - 1) for k in range(SAMPLE_PLACES))
-    return [(start, start + width) for start in starts]
-
-
-def _documents(
-    stored: TokenDataset, places: list[tuple[int, int]], end_of_text: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Documents that begin in these places: where the end-of-text before each stands, and its tokens."""
-    first, lengths = [], []
-    for start, stop in places:
-        ends = start + np.flatnonzero(stored.read(start, stop) == end_of_text)
-        # The last one that begins here ends further on.
-        while ends.size and stop < min(stored.tokens, int(ends[-1]) + LONGEST):
-            further = min(stored.tokens, stop + (1 << 14))
-            more = stop + np.flatnonzero(stored.read(stop, further) == end_of_text)
-            stop = further
-            if more.size:
-                ends = np.append(ends, more[0])
-                break
-        first.append(ends[:-1])
-        lengths.append(np.diff(ends) - 1)
-    return np.concatenate(first), np.concatenate(lengths)
-
-
-def _length_lines(
-    stored: TokenDataset, places: list[tuple[int, int]], end_of_text: int, part: str, row_length: int
-) -> Iterator[str]:
+def _length_lines(lengths: LengthFigures, part: str, row_length: int) -> Iterator[str]:
     """Histogram of the documents' lengths, a bar for each power of two; how many are cut by rows."""
-    first, lengths = _documents(stored, places, end_of_text)
-    if not lengths.size:
-        return
     yield (
-        f"  tokens of a document ({part}, {lengths.size:,}): median {int(np.median(lengths)):,}, "
-        f"mean {lengths.mean():,.0f}, longest {lengths.max():,}"
+        f"  tokens of a document ({part}, {lengths.documents:,}): median {lengths.median:,}, "
+        f"mean {lengths.mean:,.0f}, longest {lengths.longest:,}"
     )
-    powers = np.ceil(np.log2(np.maximum(lengths, 1))).astype(int)
-    counts = np.bincount(powers)
-    for power in range(int(powers.min()), counts.size):
-        bar = "█" * int(-(-BAR * counts[power] // counts.max()))
-        yield f"    up to {1 << power:>9,}  {counts[power] / lengths.size:6.1%}  {bar}".rstrip()
-    fits = lengths < row_length  # with the end-of-text before it
-    cut = are_cut(first, lengths + 1, row_length) & fits
+    most = max(lengths.up_to.values())
+    for size, count in lengths.up_to.items():
+        bar = "█" * -(-BAR * count // most)
+        yield f"    up to {size:>9,}  {count / lengths.documents:6.1%}  {bar}".rstrip()
     yield (
-        f"  rows of {row_length:,} cut {np.count_nonzero(cut):,} of the {np.count_nonzero(fits):,} documents "
-        f"that would fit ({part})"
+        f"  rows of {row_length:,} cut {lengths.cut:,} of the {lengths.fitting:,} documents that would fit "
+        f"({part})"
     )
 
 
-def _frequency_lines(
-    stored: TokenDataset, places: list[tuple[int, int]], tokenizer: Tokenizer, part: str
-) -> Iterator[str]:
+def _frequency_lines(frequencies: TokenFigures, tokenizer: Tokenizer, part: str) -> Iterator[str]:
     """The tokens that come most often."""
-    counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
-    for start, stop in places:
-        counts += np.bincount(stored.read(start, stop), minlength=tokenizer.vocab_size)
-    used = np.count_nonzero(counts)
+    counted = frequencies.counted
     yield (
-        f"  most frequent tokens ({part}, {counts.sum():,}; {used:,} of {tokenizer.vocab_size:,} ids occur):"
+        f"  most frequent tokens ({part}, {counted:,}; {frequencies.ids:,} of {tokenizer.vocab_size:,} ids "
+        "occur):"
     )
-    ranked = [number for number in np.argsort(-counts, kind="stable")[:FREQUENT].tolist() if counts[number]]
-    shown = (f"{_name(tokenizer, number)} {counts[number] / counts.sum():.1%}" for number in ranked)
+    shown = (f"{_name(tokenizer, token)} {count / counted:.1%}" for token, count in frequencies.frequent)
     yield "    " + "  ".join(shown)
 
 
@@ -193,30 +179,19 @@ def _name(tokenizer: Tokenizer, number: int) -> str:
 
 def mixture_lines(config: Config, prepared: PreparedData) -> Iterator[str]:
     """The weights of the sources, and how often the run reads each, as far as that is known."""
-    data, steps, batch = config.data, config.train.max_steps, config.train.global_batch_size
-    names = [source.name for source in prepared.sources]
-    curriculum = Curriculum.of(data, names)
-    for step, weights in zip(curriculum.steps, curriculum.weights, strict=True):
-        parts = zip(names, weights, shares(weights), strict=True)
-        listed = ", ".join(f"{name} {weight:g} ({share:.1%})" for name, weight, share in parts)
-        yield f"mixture from step {step}: {listed}"
-    length = data.row_length
-    sizes = [source.stored.period if source.stored else None for source in prepared.sources]
-    needed = None
-    if steps is not None:
-        columns = prepared.fingerprint.lanes or 1
-        sampler = MixtureSampler(config.run.seed, sizes, curriculum.at(1), length=length, columns=columns)
-        curriculum.apply_to(sampler, 0, lambda step: (step - 1) * batch)
-        needed = sampler.consumed(steps * batch)
-    for place, source in enumerate(prepared.sources):
-        size = sizes[place]
-        line = f"  {source.name}: " + (
-            "rows are not counted" if size is None else f"{rows_before(1, size, length):,} rows"
+    figures = MixtureFigures.of(config, prepared)
+    for stage in figures.stages:
+        listed = ", ".join(
+            f"{name} {weight:g} ({stage.shares[name]:.1%})" for name, weight in stage.weights.items()
         )
-        if needed is not None:
-            line += f", the run of {steps:,} steps reads {needed[place]:,}"
-            if size is not None:
-                line += f" = {needed[place] * length / size:.2f} epochs"
+        yield f"mixture from step {stage.step}: {listed}"
+    for source in figures.sources:
+        line = f"  {source.name}: "
+        line += "rows are not counted" if source.rows is None else f"{source.rows:,} rows"
+        if source.read is not None:
+            line += f", the run of {figures.steps:,} steps reads {source.read:,}"
+            if source.epochs is not None:
+                line += f" = {source.epochs:.2f} epochs"
         if source.max_epochs is not None:
             line += f", at most {source.max_epochs} epochs are allowed"
         yield line

@@ -183,6 +183,11 @@ class TrainLoader:
         return self._ahead
 
     @property
+    def sampler(self) -> MixtureSampler:
+        """The order of the rows, those that are left out included."""
+        return self._sampler
+
+    @property
     def source_names(self) -> list[str]:
         """Of the sources, in the order of `Rows.sources`."""
         return self._names

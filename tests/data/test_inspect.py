@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from llmkit.config import schema
-from llmkit.data import inspect as looking
+from llmkit.data import inspect_figures as looking
 from llmkit.data.building.prepare import prepare
 from llmkit.data.inspect import inspect, marks, printable, show_row
 from llmkit.data.prepared import PreparedData
@@ -43,7 +43,8 @@ def test_each_source_is_told_with_its_figures(prepared_bytes: Build) -> None:
     start = lines.index("source text-0 (shards)")
     assert lines[start + 1].startswith("  held out: 20 documents, ")
     assert f"  380 documents, {stored.tokens:,} tokens" in lines[start + 2]
-    assert "tokens of a document (all, 380): median " in lines[start + 3]
+    assert lines[start + 3] == f"  shards: {prepared.sources[0].folder}"
+    assert "tokens of a document (all, 380): median " in lines[start + 4]
     shares = [line for line in lines[start:] if line.startswith("    up to")]
     assert "%" in shares[0]
     row = data.sequence_length
@@ -63,14 +64,14 @@ def test_large_sources_are_sampled_and_that_is_told(
     prepared, data = prepared_bytes()
     stored = prepared.sources[0].stored
     assert stored is not None
-    _, exact = looking._documents(stored, [(0, stored.tokens)], END)
+    _, exact = looking.documents_in(stored, [(0, stored.tokens)], END)
     assert sorted(exact) == sorted(stored.document(number).size for number in range(stored.documents))
     monkeypatch.setattr(looking, "SAMPLE_TOKENS", stored.tokens // 4)
     monkeypatch.setattr(looking, "SAMPLE_PLACES", 8)
     lines = lines_of(prepared, data)
     assert any("tokens of a document (a sample, " in line for line in lines)
     assert any("most frequent tokens (a sample, " in line for line in lines)
-    _, sampled = looking._documents(stored, looking._sample_places(stored), END)
+    _, sampled = looking.documents_in(stored, looking.sample_places(stored), END)
     assert sampled.size > 50
     assert abs(sampled.mean() - exact.mean()) < 0.1 * exact.mean()
 

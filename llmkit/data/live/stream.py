@@ -92,7 +92,7 @@ class _Window(NamedTuple):
     records: list[RawRecord]
 
 
-class _Document(NamedTuple):
+class LaneDocument(NamedTuple):
     """tokens: with end-of-text behind them. targets: of them all; None = all. cursor: at its beginning."""
 
     tokens: np.ndarray
@@ -176,7 +176,7 @@ class Lane(Iterator[Row]):
         notes, self._notes = tuple(self._notes), []
         return Row(tokens, None if targets is None else targets[1:], list(cursor), left_out, notes)
 
-    def _documents(self) -> Iterator[_Document]:
+    def _documents(self) -> Iterator[LaneDocument]:
         """The documents of the windows; counts what is left out."""
         start = self._start
         for window in self._windows():
@@ -202,7 +202,7 @@ class Lane(Iterator[Row]):
                 cursor, is_inside = cursor._replace(documents=cursor.documents + 1, tokens=0), False
             start = Cursor()
 
-    def _with_end(self, content: Encoded, cursor: Cursor) -> _Document:
+    def _with_end(self, content: Encoded, cursor: Cursor) -> LaneDocument:
         size, targets = content.tokens.size, None
         tokens = np.empty(size + 1, dtype=np.int32)  # np.append takes three times as long
         tokens[:size], tokens[size] = content.tokens, self._end_of_text
@@ -211,7 +211,7 @@ class Lane(Iterator[Row]):
             targets[size] = content.end_is_target
             if content.targets is not None:
                 targets[:size] = content.targets
-        return _Document(tokens, targets, cursor)
+        return LaneDocument(tokens, targets, cursor)
 
     def _encode(
         self, split: int, records: list[RawRecord]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,6 +11,19 @@ from llmkit.data.shards.arrays import JoinedArray, MaskArray, TokenArray
 
 COUNTED = 1 << 20
 """Tokens whose mask is read at a time to count the targets."""
+
+
+class DocumentBounds(NamedTuple):
+    """Documents of a file that follow each other.
+
+    file: its path. before: documents of the stream before them, before_in_file: of the file. bounds:
+    (count + 1,) int64, the token of the stream at which each begins, and the one behind the last of them.
+    """
+
+    file: str
+    before: int
+    before_in_file: int
+    bounds: np.ndarray
 
 
 class TokenDataset:
@@ -74,6 +88,10 @@ class TokenDataset:
             return self.tokens - 1
         starts = range(1, self.tokens, COUNTED)
         return sum(int(self._mask.read(n, min(n + COUNTED, self.tokens)).sum()) for n in starts)
+
+    def document_bounds_between(self, start: int, stop: int) -> Iterator[DocumentBounds]:
+        """The documents with tokens start .. stop-1 of the stream, and neighbours of theirs, in order."""
+        raise NotImplementedError
 
     def verify(self) -> int:
         """Checks every block of the files; returns their number."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from xxhash import xxh64_hexdigest
 
 from llmkit.data.shards.arrays import TokenArray
-from llmkit.data.shards.dataset import TokenDataset
+from llmkit.data.shards.dataset import DocumentBounds, TokenDataset
 from llmkit.data.shards.format import BLOCK_BYTES
 from llmkit.data.shards.megatron_index import REMEDY, MegatronIndex, find_prefixes, with_suffix
 from llmkit.data.shards.mmap_file import MappedFile
@@ -86,6 +87,18 @@ class MegatronReader(TokenDataset):
             tokens = self.read(start, min(start + COUNTED, self.tokens))
             found += int(np.count_nonzero(tokens == self._end_of_text))
         return found - filled
+
+    def document_bounds_between(self, start: int, stop: int) -> Iterator[DocumentBounds]:
+        """Those of the stretches of the indices with tokens start .. stop-1."""
+        begin = documents = 0
+        for index, array in zip(self._indices, self._files, strict=True):
+            before, count = 0, 0
+            for ends in index.document_ends() if begin < stop and start < begin + array.size else ():
+                if begin + before < stop and start < begin + int(ends[-1]):
+                    bounds = begin + np.append(before, ends).astype(np.int64)
+                    yield DocumentBounds(str(array.file.path), documents + count, count, bounds)
+                before, count = int(ends[-1]), count + ends.size
+            begin, documents = begin + array.size, documents + index.documents
 
     def check_documents(self) -> None:
         """Raises UserError unless each document, but empty ones, ends with end-of-text, as rows show it.

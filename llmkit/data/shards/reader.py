@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from xxhash import xxh64_hexdigest
 
 from llmkit.data.shards.arrays import MaskArray, TokenArray
-from llmkit.data.shards.dataset import TokenDataset
+from llmkit.data.shards.dataset import DocumentBounds, TokenDataset
 from llmkit.data.shards.format import Suffix, mask_bytes, read_index, shard_name, stored_dtype
 from llmkit.data.shards.mmap_file import MappedFile, checksum
 from llmkit.errors import UserError
@@ -74,6 +75,15 @@ class ShardReader(TokenDataset):
         """Tokens of each document of the stream, its end-of-text included; (documents,) int64."""
         bounds = [self.document_bounds(shard) for shard in range(len(self.index.shards))]
         return np.concatenate([np.diff(each.astype(np.int64)) for each in bounds])
+
+    def document_bounds_between(self, start: int, stop: int) -> Iterator[DocumentBounds]:
+        """Those of the shards with tokens start .. stop-1."""
+        begin = documents = 0
+        for shard, record in enumerate(self.index.shards):
+            if begin < stop and start < begin + record.tokens:
+                bounds = begin + self.document_bounds(shard).astype(np.int64)
+                yield DocumentBounds(str(self._path(shard)), documents, 0, bounds)
+            begin, documents = begin + record.tokens, documents + record.documents
 
     def document_bounds(self, shard: int) -> np.ndarray:
         """Offset of each document's first token in a shard, then the shard's length; (documents + 1,)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from llmkit.config import schema
@@ -56,6 +56,8 @@ class SourceReader:
     errors: Policy
     files: Sequence[File]
     splits: Sequence[Split]
+    _before: dict[Split, int] = field(default_factory=dict, init=False, repr=False)
+    """Records of its file before a split, of those that were asked for."""
 
     def read(self, split: int, first: int = 0, seek_hint: int = 0) -> Iterator[RawRecord]:
         """Records `first`, `first` + 1, ... of a split, in order.
@@ -97,13 +99,27 @@ class SourceReader:
             if is_url(file.path):
                 what = {"lines": "byte", "parquet": "row group", "arrow": "record batch"}[form.kind]
                 return f"{redact_url(file.path)}, number {index + 1} from {what} {where.start} on"
+            return self._location(where, index, self._records_before(where))
+        return self._location(where, index, 0)
+
+    def _records_before(self, split: Split) -> int:
+        """Records of the file before a split; counted from the nearest split that is known."""
+        file = self.files[split.file]
+        form = format_of(self.spec, file.path)
+        if split not in self._before:
+            known = {
+                each.start: count
+                for each, count in self._before.items()
+                if each.file == split.file and each.start < split.start
+            }
+            first = max(known, default=0)
             with ByteReader(file) as opened:
                 if form.kind == "lines":
-                    before = sum(1 for _ in read_records(opened, form, 0, where.start))
+                    count = sum(1 for _ in read_records(opened, form, first, split.start))
                 else:
-                    before = sum(1 for _ in self._rows(opened, form, 0, where.start, 0))
-            return self._location(where, index, before)
-        return self._location(where, index, 0)
+                    count = sum(1 for _ in self._rows(opened, form, first, split.start, 0))
+            self._before[split] = known.get(first, 0) + count
+        return self._before[split]
 
     def _location(self, split: Split, index: int, before: int) -> str:
         """before: records of the file before the split."""

@@ -293,6 +293,22 @@ def test_places_are_told_as_a_person_would_count(write: Write, tmp_path: Path, w
     assert documents.location(0, 1).endswith("y.txt")
 
 
+def test_locations_are_the_same_in_whatever_order_they_are_asked_for(write: Write, tmp_path: Path) -> None:
+    lines = "".join(json.dumps({"text": "word " * (i % 6)}) + "\n" for i in range(60)).encode()
+    table = pa.table({"text": [str(i) for i in range(20)]})
+    for source, size in (
+        (Source(type="jsonl", path=[write("a.jsonl", lines), write("b.jsonl", lines)]), 90),
+        (as_source(write_table(tmp_path / "a.parquet", table, 3)), 1),
+        (as_source(write_table(tmp_path / "a.arrow", table, 3)), 1),
+    ):
+        splits = range(len(make_reader(source, split_bytes=size).splits))
+        assert len(splits) > 6
+        expected = [make_reader(source, split_bytes=size).location(split, 0) for split in splits]
+        for order in (splits, reversed(splits), [3, 1, 5, 0, 4, 2]):
+            reader = make_reader(source, split_bytes=size)
+            assert all(reader.location(split, 0) == expected[split] for split in order)
+
+
 @pytest.mark.parametrize("split_bytes", [1 << 20, 60])
 @pytest.mark.parametrize("errors", ["skip", "raise"])
 def test_skipped_records_are_listed_with_their_lines(
