@@ -77,5 +77,5 @@ def test_the_drawing_of_the_rooms_is_true() -> None:
 def test_files_that_the_design_names_are_there() -> None:
     named = set(re.findall(r"`(?:llmkit/)?([a-z0-9_/]+/[a-z0-9_]+\.py|[a-z_]+\.py)`", DESIGN))
     assert len(named) > 50
-    roots = (PACKAGE, PACKAGE.parent, PACKAGE / "loop")
+    roots = (PACKAGE, PACKAGE.parent, PACKAGE / "loop", PACKAGE / "data")
     assert [name for name in sorted(named) if not any((root / name).is_file() for root in roots)] == []
