@@ -137,6 +137,7 @@ def block_parts(shape: ModelShape, how: Arithmetic, recompute: Recompute) -> dic
     more = adapter_parts(shape, how, recompute, fp32_norms=_keeps_fp32_norms(shape, how))
     whole += more.get("residual stream and norms", 0.0)
     attention, mlp = attention + more.get("attention", 0.0), mlp + more.get("mlp", 0.0)
+    copies += more.get("copies of tokens for experts", 0.0)
     pieces = layout.tensor_parallel_size if layout.sequence_parallel else 1
     ranks = layout.tensor_parallel_size
     return {

@@ -17,8 +17,8 @@ QKV = ("q_proj", "k_proj", "v_proj")
 
 
 def adapted(shape: ModelShape, how: Arithmetic) -> dict[str, float]:
-    """Kind of linear layer -> share of the layers of that kind that have an adapter."""
-    found = dict[str, float]()
+    """Kind of linear layer -> share of the blocks in which that kind has an adapter; experts have none."""
+    found = dict.fromkeys((*QKV, "o_proj", *INTO_MLP[shape.mlp], "down_proj"), 0.0)
     for tensor in shape.tensors:
         if tensor.linear:
             layer = tensor.name.removesuffix(".weight")
@@ -37,7 +37,7 @@ def adapter_parts(
     if not how.lora.rank or recompute == "full":
         return {}
     share, size = adapted(shape, how), how.bytes
-    into_mlp = INTO_MLP[shape.mlp]
+    into_mlp, width = INTO_MLP[shape.mlp], _mlp_width(shape)
     low = {kind: size * how.lora.rank * each for kind, each in share.items()}
     found = {
         "attention": sum(low[kind] for kind in (*QKV, "o_proj")),
@@ -47,11 +47,26 @@ def adapter_parts(
         residual = _results(shape, how, share, found)
     else:
         residual = _norms(shape, how, share, fp32_norms)
-        found["mlp"] -= size * shape.intermediate_size * (1.0 - share["down_proj"])
+        found["mlp"] -= size * width * (1.0 - share["down_proj"])
         found["attention"] += _heads(shape, how, share)
         if len(into_mlp) == 2 and share[into_mlp[0]] != share[into_mlp[1]]:  # the other holds both
-            found["mlp"] += size * shape.intermediate_size * max(share[kind] for kind in into_mlp)
+            found["mlp"] += size * width * max(share[kind] for kind in into_mlp)
+        found["copies of tokens for experts"] = _router_input(shape, how)
     return {"residual stream and norms": residual, **found}
+
+
+def _mlp_width(shape: ModelShape) -> int:
+    """Width of the MLP that may have adapters; experts have none, and keep their inputs all the same."""
+    shared = shape.moe.shared_expert_intermediate_size or 0
+    return shared if shape.expert_layers else shape.intermediate_size
+
+
+def _router_input(shape: ModelShape, how: Arithmetic) -> float:
+    """In fp32 it is not kept, as the router is frozen: less than `activations` counts."""
+    if not shape.expert_layers or how.bytes == FP32:
+        return 0.0
+    alone = shape.moe.shared_expert_intermediate_size is None
+    return -float((FP32 - how.bytes * alone) * shape.hidden_size)
 
 
 def _results(shape: ModelShape, how: Arithmetic, share: dict[str, float], found: dict[str, float]) -> float:
@@ -60,7 +75,8 @@ def _results(shape: ModelShape, how: Arithmetic, share: dict[str, float], found:
     grouped = shape.num_key_value_heads * shape.head_dim
     outputs = share["q_proj"] * query + (share["k_proj"] + share["v_proj"]) * grouped
     found["attention"] += how.bytes * outputs
-    found["mlp"] += how.bytes * shape.intermediate_size * sum(share[kind] for kind in INTO_MLP[shape.mlp])
+    products = sum(share[kind] for kind in INTO_MLP[shape.mlp])
+    found["mlp"] += how.bytes * _mlp_width(shape) * products
     last = share["down_proj"] if not how.compiled or shape.norm_placement != "pre" else 0.0
     return how.bytes * shape.hidden_size * (share["o_proj"] + last)
 

@@ -61,6 +61,9 @@ COMPILED = [("llama", "bf16", True, how, targets) for how in ("none", "selective
         ("llama", "bf16", False, "full", ALL),
         ("llama", "bf16", True, "selective", ALL),
         ("llama", "bf16", True, "none", SOME),
+        ("experts", "bf16", False, "none", ALL),
+        ("a shared expert", "bf16", False, "none", ALL),
+        ("a shared expert", "fp32", False, "none", ["down_proj"]),
         *(pytest.param(*case, marks=pytest.mark.exhaustive) for case in COMPILED),
     ],
 )
@@ -75,3 +78,4 @@ def test_the_share_of_layers_that_have_adapters() -> None:
     how = replace(arithmetic(), lora=Lora(rank=4, targets=["blocks.0.*.q_proj", "o_proj"]))
     found = adapted(shape, how)
     assert (found["q_proj"], found["o_proj"], found["up_proj"]) == (0.25, 1.0, 0.0)
+    assert adapted(SHAPES["experts"], how)["down_proj"] == 0.0
