@@ -132,4 +132,8 @@ def _unsure(plan: Plan, fleet: Fleet, *, calibrated: bool) -> list[str]:
         found.append(f"{plan.layout.world_size:,} ranks")
     if plan.layout.offload == "cpu":
         found.append("offloading was never measured")
+    if plan.layout.context_parallel_size > 1:
+        found.append("shared rows were never measured")
+    if isinstance(plan.model, ModelShape) and plan.model.expert_layers:
+        found.append("no mixture of experts was compared")
     return found

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from llmkit.config.model_section import Moe
 from llmkit.config.shape import ModelShape
 from llmkit.errors import UserError
 from llmkit.estimate.devices import Hardware
@@ -66,6 +68,7 @@ def test_recomputation_counts_in_hfu_and_in_time() -> None:
     ("parallel", "nodes", "device", "why"),
     [
         ({"world_size": 8, "tensor_parallel_size": 8}, 1, "h100", "tensor parallelism over 8 ranks"),
+        ({"world_size": 8, "context_parallel_size": 2}, 1, "h100", "shared rows were never measured"),
         ({"world_size": 2048}, 256, "h100", "2,048 ranks"),
         ({"world_size": 8}, 1, "b200", "no published run was compared on b200"),
     ],
@@ -75,6 +78,13 @@ def test_what_is_not_known_widens_the_estimate(
 ) -> None:
     step = estimate({"global_batch_size": 2048, "micro_batch_size": 1}, parallel, nodes, device)
     assert (step.spread, step.unsure) == (UNSURE, (why,))
+
+
+def test_a_mixture_of_experts_widens_the_estimate() -> None:
+    shape = replace(LLAMA_8B, moe=Moe(num_experts=8, num_experts_per_tok=2))
+    plan = plan_of(shape, {"global_batch_size": 8, "micro_batch_size": 1}, {"world_size": 8})
+    step = step_time(plan, Hardware().fleet("h100"))
+    assert (step.spread, step.unsure) == (UNSURE, ("no mixture of experts was compared",))
 
 
 def test_a_registered_model_has_no_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
