@@ -63,11 +63,11 @@ class Job:
         self.state: dict[str, Any] | None = None
         self.done = 0
 
-    def run(self, world: int, steps: int, **changes: Any) -> list[list[Any]]:
+    def run(self, world: int, steps: int, workers: int = 0, **changes: Any) -> list[list[Any]]:
         """The next global batches, each in the order of its positions, and the state after them."""
         prepared, config = self.data
         loaders = [
-            TrainLoader(prepared, config, SEED, self.batch_rows, self.micro, rank, world)
+            TrainLoader(prepared, config, SEED, self.batch_rows, self.micro, rank, world, workers=workers)
             for rank in range(world)
         ]
         try:
