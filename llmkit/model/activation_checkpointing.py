@@ -17,6 +17,7 @@ KEPT = frozenset(
         _aten.bmm.default,
         _aten.baddbmm.default,
         _aten._scaled_mm.default,
+        _aten.topk.default,
         _aten._scaled_dot_product_flash_attention.default,
         _aten._scaled_dot_product_flash_attention_for_cpu.default,
         _aten._scaled_dot_product_efficient_attention.default,
@@ -28,7 +29,8 @@ KEPT = frozenset(
         _sums.wait_tensor.default,
     )
 )
-"""Results that "selective" keeps: of matrix products, attention and communication."""
+"""Results that "selective" keeps: of matrix products, attention and communication; and the choice of experts,
+in whose order their results are kept: compiled code may round scores differently when it makes them again."""
 KEPT_BY_NAME = frozenset(
     ("torch_attn::_varlen_attn", "llmkit::ring_attention", "llmkit::grouped_linear")
 )

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from llmkit.batch import IGNORE
@@ -16,6 +17,7 @@ from llmkit.config.model_section import Moe
 from llmkit.config.shape import ModelShape
 from llmkit.errors import UserError
 from llmkit.kernels.operators import TORCH
+from llmkit.model.activation_checkpointing import recomputed
 from llmkit.model.gpt import GPT, NO_TENSOR_PARALLELISM
 from llmkit.model.moe import MixtureOfExperts
 from llmkit.parallel.context import ContextParallel
@@ -123,6 +125,21 @@ def test_the_loss_of_a_batch_weighs_each_sequence_by_its_targets():
     assert {float(value.detach()) for value in only_fills.extras.values()} == {0.0}
     model.eval()
     assert not model(batch).extras
+
+
+def test_experts_are_not_chosen_again_where_results_of_products_are_kept_in_their_order():
+    ran = []
+
+    class Noting(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, arguments=(), named=None):
+            ran.append(operation)
+            return operation(*arguments, **(named or {}))
+
+    x = torch.randn(2, 7, MODERN.hidden_size, requires_grad=True)
+    output, losses = recomputed("selective", mixture(shape()), x, random=False)
+    with Noting():
+        (output.sum() + losses.sum()).backward()
+    assert torch.ops.aten.sort.stable in ran and torch.ops.aten.topk.default not in ran
 
 
 def test_whole_sequences_are_computed_without_the_ranks_that_have_pieces_of_others():
