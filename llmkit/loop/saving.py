@@ -142,8 +142,9 @@ class Saves:
                 self.settle()
             elif limit:
                 reason = f"it was not on disk {limit:,.0f} s after the fault that ends the run"
-                t.events.record("save_failed", step=save.step, reason=reason)
+                # First where it is seen: the disk with the events may be the one that hangs.
                 t.console.note(f"NOT SAVED, {save.path}: {reason}", important=True)
+                t.events.record("save_failed", step=save.step, reason=reason)
 
     def close(self) -> None:
         """Waits for the threads, of a save at most CLOSE_SECONDS: a process must not end while one of them is
