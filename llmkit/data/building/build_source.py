@@ -65,7 +65,10 @@ class Builder:
 
     def folder_of(self, source: Source) -> Path:
         """Where `build` builds a source."""
-        return self._folder(source, {"part_bytes": part_bytes_of(source.files), **self._packing()})
+        described: dict[str, JsonValue] = {"part_bytes": part_bytes_of(source.files), **self._packing()}
+        if any(file.path.endswith(".zst") for file in source.files):
+            described["zst"] = "whole"  # earlier versions cut them between frames, into other parts
+        return self._folder(source, described)
 
     def build_heldout(self, source: Source, reader: SourceReader) -> Path:
         """The folder with the held-out documents of a live source; what is not there is built."""
