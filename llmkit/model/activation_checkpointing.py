@@ -44,7 +44,7 @@ def _policy(_context: Any, operation: Any, *_arguments: Any, **_options: Any) ->
 
 _SELECTIVE: Any = partial(create_selective_checkpoint_contexts, _policy)
 # What PyTorch's cache of compiled code knows the policy by; without it nothing that uses it is kept.
-_SELECTIVE.cache_hash = " ".join(sorted(map(str, KEPT)))
+_SELECTIVE.cache_hash = " ".join(sorted({*map(str, KEPT), *KEPT_BY_NAME}))
 
 
 def recomputed(how: str, function: Callable[..., Any], *arguments: Any, random: bool) -> Any:
