@@ -169,10 +169,8 @@ SETTINGS = [
         ("olmo", 3, 2, 2, True, "selective", True, "muon"),
         ("gemma", 0, 2, 1, True, "full/2", True, "adamw"),
         ("experts", 0, 2, 1, True, "full", True, "adamw"),
-        ("experts", 1, 1, 2, False, "selective", False, "muon"),
         ("experts", 3, 2, 2, True, "full/2", True, "muon"),
         ("sigmoid-experts", 0, 2, 1, True, "selective", False, "muon"),
-        ("sigmoid-experts", 0, 4, 1, False, "none", True, "adamw"),
     )
 ]
 """The settings of recent small recipes, and of published families, all at once, under each way to share their
@@ -216,15 +214,15 @@ CONTEXT = [
     ) in (
         ("gpt2", 0, 1, 2, 1, "ulysses", True, 37, False, 3, "none", "fp32", "none", "adamw", {}),
         ("modern", 1, 1, 2, 1, "ring", True, 37, False, 1, "selective", "fp32", "none", "muon", {}),
-        ("gemma", 3, 1, 2, 1, "ring", True, 37, False, 1, "full", "fp32", "none", "adamw", {}),
         ("everything", 1, 1, 2, 1, "ulysses", True, 37, False, 1, "full/2", "fp32", "none", "adamw", {}),
-        ("modern", 1, 1, 4, 1, "ulysses", True, 37, False, 1, "none", "fp32", "none", "muon", {}),
-        ("modern", 0, 2, 2, 1, "ring", False, 32, True, 1, "none", "fp32", "none", "adamw", {}),
+        ("experts", 3, 1, 2, 1, "ring", True, 37, False, 3, "full", "fp32", "none", "muon", {}),
         ("odd", 3, 2, 2, 1, "ulysses", False, 32, True, 1, "selective", "fp32", "none", "adamw", {}),
         ("gpt2", 1, 1, 2, 2, "ring", True, 37, False, 3, "none", "fp32", "none", "adamw", {}),
-        ("experts", 3, 1, 2, 1, "ring", True, 37, False, 3, "full", "fp32", "none", "muon", {}),
-        ("experts", 0, 2, 2, 1, "ulysses", False, 32, True, 1, "none", "fp32", "none", "adamw", {}),
         # the rest beside them
+        ("gemma", 3, 1, 2, 1, "ring", True, 37, False, 1, "full", "fp32", "none", "adamw", {}),
+        ("modern", 1, 1, 4, 1, "ulysses", True, 37, False, 1, "none", "fp32", "none", "muon", {}),
+        ("modern", 0, 2, 2, 1, "ring", False, 32, True, 1, "none", "fp32", "none", "adamw", {}),
+        ("experts", 0, 2, 2, 1, "ulysses", False, 32, True, 1, "none", "fp32", "none", "adamw", {}),
         ("odd", 1, 1, 2, 1, "ulysses", False, 32, False, 1, "none", "fp32", "none", "adamw", {}),
         ("everything", 0, 2, 2, 1, "ring", False, 36, True, 3, "selective", "fp32", "none", "muon", {}),
         ("modern", 0, 1, 2, 1, "ring", True, 37, False, 1, "none", "bf16", "none", "adamw", {}),
@@ -248,9 +246,9 @@ CONTEXT = [
     )
 ]  # fmt: skip
 """Rows that several ranks share, by each form, under tensor parallelism and each ZeRO stage, with documents,
-windows, fewer key and value heads than ranks, and lengths that the ranks do not divide. The first eight are
+windows, fewer key and value heads than ranks, and lengths that the ranks do not divide. The first six are
 tried at every commit."""
-CONTEXT_ALWAYS = 10
+CONTEXT_ALWAYS = 6
 
 FURTHER = LARGE + FORMED + SETTINGS + ALONE + AVX512 + COMPILED + ADAPTERS + CONTEXT
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.drills.data_fuzz import difference, make
 
-CASES = 25
+CASES = 24
 
 
 @pytest.mark.drill(

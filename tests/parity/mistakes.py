@@ -162,7 +162,7 @@ OF_EXPERTS: dict[str, Mistake] = {
 CASES = [
     Case("odd", stage, 2, 2, True, 3, "none", True, "fp32", "none") for stage in (0, 2)
 ]  # everything at once that a mistake may need
-CASES_OF_EXPERTS = [Case("experts", 2, 2, 2, True, 3, "none", True, "fp32", "none")]
+CASES_OF_EXPERTS = [Case("experts", 0, 2, 1, True, 3, "none", True, "fp32", "none")]
 
 
 def positions_restarted() -> Any:

@@ -73,7 +73,7 @@ OF_EXPERTS_CAUGHT_BY = {
 
 @pytest.fixture(scope="module")
 def found_of_experts() -> dict[str, dict[str, list[str]]]:
-    return run_ranks(4, "tests.parity.mistakes:failures_with_experts")[0]
+    return run_ranks(2, "tests.parity.mistakes:failures_with_experts")[0]
 
 
 @pytest.mark.parametrize("case", CASES_OF_EXPERTS, ids=str)

@@ -54,7 +54,7 @@ def test_no_weight_starts_at_a_value_that_hides_its_use(model):
     for name, tensor in source.tensors.items():
         assert tensor.numel() == 1 or tensor.std() > 0.05, name
         assert tensor.abs().min() > 0 and (tensor != 1).all(), name
-    name = "blocks.0.mlp.down_proj.weight"
+    name = "blocks.0.attention.o_proj.weight"
     box = ((3, 9), (10, 30))
     assert torch.equal(source.read(name, "master", box), source.tensors[name][3:9, 10:30])
     piece = source.read(name, "master", box, (15, 50))
