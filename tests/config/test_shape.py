@@ -168,7 +168,7 @@ def test_a_pattern_of_windows_is_repeated_up_to_the_last_layer() -> None:
 
 def test_what_a_stored_shape_does_not_have_yet_is_the_default_of_the_settings() -> None:
     with_default = [field for field in fields(ModelShape) if field.default is not MISSING]
-    assert len(with_default) == 36
+    assert len(with_default) == 37
     for field in with_default:
         assert field.default == Model.model_fields[field.name].default
         stored = shape(**SMALL).to_dict()

@@ -13,6 +13,7 @@ from benchmarks.on_gpu.operations import Operation
 from llmkit.config.operators import QUANTISED
 from llmkit.kernels.operators import FORMS, PLAIN, Operators
 from llmkit.kernels.quantised import QuantisedWeight, rounded
+from llmkit.monitor.hardware import has_avx512_bf16
 from llmkit.optim.muon import COEFFICIENTS
 from tests.kernels.float64 import check, relative_error
 
@@ -50,6 +51,8 @@ def test_forms_and_their_gradients(device: torch.device, dtype: torch.dtype) -> 
         for form in FORMS[operation.operator]:
             if form == "triton" and device.type == "cpu":
                 continue  # tests/kernels/triton: in Triton's interpreter
+            if form == "avx512" and not has_avx512_bf16():
+                continue
             function = getattr(Operators.of({operation.operator: form}), operation.function)
             names = list(operation.inputs)
 

@@ -68,8 +68,9 @@ COMPUTED = {
     "stablelm": f"{COMMON} rope_scaling layer_norm_eps use_qkv_bias partial_rotary_factor",
     "mixtral": f"{LLAMAS} head_dim sliding_window num_local_experts num_experts_per_tok "
     "router_aux_loss_coef output_router_logits",
-    "qwen3_moe": f"{LLAMAS} attention_bias head_dim num_experts num_experts_per_tok moe_intermediate_size "
-    "norm_topk_prob router_aux_loss_coef output_router_logits mlp_only_layers=[0] decoder_sparse_step",
+    "qwen3_moe": f"{LLAMAS} attention_bias sliding_window use_sliding_window num_experts_per_tok "
+    "moe_intermediate_size norm_topk_prob router_aux_loss_coef output_router_logits mlp_only_layers=[0] "
+    "decoder_sparse_step",
     "olmoe": f"{LLAMAS} attention_bias num_experts num_experts_per_tok norm_topk_prob "
     "router_aux_loss_coef output_router_logits",
     "phi3": f"{COMMON} rms_norm_eps sliding_window partial_rotary_factor original_max_position_embeddings",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,6 @@ def test_ids_outside_the_vocabulary_are_told_with_their_line_where_errors_are_to
 ) -> None:
     records = [{"input_ids": [65]}, {"input_ids": [-1]}]
     source = open_live(write(tmp_path / "ids.jsonl", records), 0, record="ids")
-    source.reader.errors = "raise"
+    source = replace(source, reader=replace(source.reader, errors="raise"))
     with pytest.raises(UserError, match=r"ids.jsonl:2: holds the token id -1, .*; mend the record, or set"):
         next(Lane(source, 0))
