@@ -172,9 +172,11 @@ class GPT(Model):
     def forward(self, batch: Batch) -> LossSum:
         """The loss of each sequence, summed over its targets; the same on all tensor-parallel ranks."""
         with group_dropout(self.shape, self.tp, self.training, batch.tokens.device) as keys:
-            x, routers = self._hidden(
-                batch.tokens, batch.documents, keys=keys, bounds=batch.bounds, piece=batch.piece
-            )
+            routers: list[Tensor] = []
+            x = self.hidden(
+                batch.tokens, batch.documents, keys=keys, bounds=batch.bounds, piece=batch.piece,
+                routers=routers,
+            )  # fmt: skip
             loss: LossSum = self.head(x, batch.labels)
         if not routers or self.evaluating or not (self.training and torch.is_grad_enabled()):
             return loss
@@ -207,23 +209,13 @@ class GPT(Model):
         keys: DropoutKeys | None = None,
         bounds: Tensor | None = None,
         piece: RowPiece | None = None,
+        routers: list[Tensor] | None = None,
     ) -> Tensor:
         """tokens: (batch, seq) -> output of the last norm (batch, seq, hidden), or its piece of the sequence.
 
         keys: of the dropouts; None: PyTorch's generators serve. bounds: of the documents, piece: see `Batch`.
+        routers: gets the losses of the router of each layer with experts, (batch, 2).
         """
-        return self._hidden(tokens, documents, cache, keys, bounds, piece)[0]
-
-    def _hidden(
-        self,
-        tokens: Tensor,
-        documents: Tensor | None = None,
-        cache: CacheRows | None = None,
-        keys: DropoutKeys | None = None,
-        bounds: Tensor | None = None,
-        piece: RowPiece | None = None,
-    ) -> tuple[Tensor, list[Tensor]]:
-        """See `hidden`; and the losses of the routers, (batch, 2) of each layer with experts."""
         if not self.has_weights:
             raise RuntimeError(
                 "this GPT has no weights: its memory was taken and never set. GPT.build(config) draws "
@@ -250,14 +242,14 @@ class GPT(Model):
             embedding=x.view_as(x) if shape.residual_scalars else None,
             bigram=self._bigrams(tokens, begins, cache, piece),
         )
-        routers: list[Tensor] = []
         for block, attention_key, mlp_key in zip(self.blocks, keys.attention, keys.mlp, strict=True):
             if block.has_experts:
                 x, losses = block(x, inputs, attention_key, mlp_key)
-                routers.append(losses)
+                if routers is not None:
+                    routers.append(losses)
             else:
                 x = block(x, inputs, attention_key, mlp_key)
-        return self.norm(x), routers
+        return self.norm(x)
 
     def _bigrams(
         self, tokens: Tensor, begins: Tensor | None, cache: CacheRows | None, piece: RowPiece | None
