@@ -175,8 +175,8 @@ def test_a_file_that_ends_too_early(project: Path, capsys: pytest.CaptureFixture
     whole = Path("whole.zst").read_bytes()
     Path("cut.jsonl.zst").write_bytes(whole[: len(whole) // 2])
     for source in (live("cut.jsonl.zst"), live("cut.jsonl.zst").replace(', "live": true', "")):
-        message = ended(capsys, 2, source)
-        assert "cut.jsonl.zst: is damaged: it ends within a zstd frame" in message
+        message = ended(capsys, 1, source)
+        assert "cut.jsonl.zst: is damaged or cut short" in message
 
 
 def test_a_parquet_file_without_the_column(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -109,14 +109,14 @@ def test_held_out_loss_equals_one_document_at_a_time(run):
     from llmkit.config.load import load
     from llmkit.data.building.prepare import prepare
 
-    (held,) = prepare(load("tiny.yaml").config.data, lambda line: None).heldout
+    (held,) = prepare(load("tiny.yaml").config.data, lambda line: None).heldout.values()
     nats, targets = 0.0, 0
-    for number in range(held.reader.index.documents):
-        text = tokenizer.decode(held.reader.document(number))
+    for number in range(held.index.documents):
+        text = tokenizer.decode(held.document(number))
         ids = [tokenizer.end_of_text_id, *tokenizer.encode(text).tolist(), tokenizer.end_of_text_id]
         targets += len(ids) - 1
-    assert targets == held.reader.tokens - 1
-    stream = torch.from_numpy(held.reader.read(0, held.reader.tokens)).long()
+    assert targets == held.tokens - 1
+    stream = torch.from_numpy(held.read(0, held.tokens)).long()
     ends = (stream == tokenizer.end_of_text_id).int().cumsum(0)
     for start in range(0, len(stream) - 1, 32):
         row = stream[start : start + 33]

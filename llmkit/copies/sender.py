@@ -55,9 +55,9 @@ class Sender:
         if self.mine is not None:
             return
         found = owner.read(self.store)
-        mine = owner.claimed(found, self._known, self._command, self.store)
-        if found is not None and self._known.is_copy:
+        if found is not None and found.run == self._known.run and self._known.is_copy:
             owner.require_free(self.store, found, os.environ, note)
+        mine = owner.claimed(found, self._known, self._command, self.store)
         there = catalogue.read(self.store)
         if there is not None and there.run != self._known.run:
             raise owner.LostError(f"{self.store} holds the copies of another run ({there.run})")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from llmkit.config.schema import Config, Data, Evaluate, Source, Train
+from llmkit.data.state import DataState, Fingerprint
 from llmkit.loop.resume import resumed_state
 from llmkit.loop.state import TrainState
 
@@ -23,13 +24,15 @@ def fingerprint(**changes: Any) -> dict[str, Any]:
 
 
 def resumed(now: dict[str, Any], notes: list[str]) -> TrainState:
-    state = {"progress": STOPPED.to_json(), "data": {"fingerprint": fingerprint()}}
+    before = DataState.at_start(0, [1.0], Fingerprint.model_validate(fingerprint()))
+    state = {"progress": STOPPED.to_json(), "data": before.model_dump(mode="json")}
     config = Config(
         data=Data(sources=[Source(type="stdlib")]),
         train=Train(max_steps=50),
         evaluate=Evaluate(early_stopping=3),
     )
-    return resumed_state(SimpleNamespace(state=state, origin="a checkpoint"), config, now, notes.append)
+    checkpoint: Any = SimpleNamespace(state=state, origin="a checkpoint")
+    return resumed_state(checkpoint, config, Fingerprint.model_validate(now), notes.append)
 
 
 def test_early_stopping_goes_on_counting_on_the_same_held_out_text():

@@ -149,12 +149,12 @@ def test_quiet_says_where_the_log_is_and_how_it_ended(
 def trainer(max_steps: int | None, rows: list[int], *, sources: int = 2, step: int = 0) -> Any:
     """What `start_plan` reads of a trainer. rows: to come, of each source."""
     stored = SimpleNamespace(tokens=3200)
-    train = [SimpleNamespace(name=f"s{k}", stored=stored if k else None) for k in range(sources)]
+    made = [SimpleNamespace(name=f"s{k}", stored=stored if k else None) for k in range(sources)]
     config = {"data": {"sources": [{"type": "stdlib"}]}, "train": {"max_minutes": 5.0}}
     return SimpleNamespace(
         state=TrainState(step=step, max_steps=max_steps),
         loader=SimpleNamespace(rows_to_come=lambda steps: list(np.array(rows) * steps)),
-        data=SimpleNamespace(train=train, sequence_length=32, has_pairs=False, heldout_targets=0),
+        data=SimpleNamespace(sources=made, sequence_length=32, has_pairs=False, heldout_targets=0),
         plan=SimpleNamespace(tokens_per_step=128, num_trained=1000),
         config=Config.model_validate(config), heldout=None,
         spending=SimpleNamespace(describe=lambda: [("cost", "much")]),

@@ -122,7 +122,7 @@ def test_compiled_it_is_the_same(shape):
         loss.backward()
         found.append([loss.detach(), *(each.grad.clone() for each in model.parameters())])
     for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=3e-5)
 
 
 def test_blocks_that_are_alike_are_compiled_once():

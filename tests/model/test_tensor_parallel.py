@@ -270,7 +270,7 @@ def case_name(case: dict[str, Any]) -> str:
 def check(found: dict[str, Any]) -> None:
     assert found["loss"] <= 1e-6 and found["targets"]
     assert found["extras"] == pytest.approx([1.0] * len(found["extras"]), rel=2e-6)
-    assert found["gradient"][0] <= 2e-6, found["gradient"]
+    assert found["gradient"][0] <= 4e-6, found["gradient"]
     assert found["attention"][0] <= 1e-4, found["attention"]  # of queries and keys: small differences
     assert found["same"] and not found["breaks"]
     assert found["logits"] <= 2e-6

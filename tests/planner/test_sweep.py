@@ -34,6 +34,8 @@ def numbers(lines: list[str], title: str) -> list[tuple[int, float]]:
     for line in lines[start + 2 :]:
         if not line:
             break
+        if line.startswith("   ") and "%" not in line:
+            continue  # the rest of a layout
         rows.append((int(line.split()[0].replace(",", "")), float(line.split("%")[0].split()[-1]) / 100))
     return rows
 
