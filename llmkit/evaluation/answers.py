@@ -1,4 +1,4 @@
-"""Answers that a model writes, several at once, shared out over the data-parallel ranks."""
+"""Answers that a model writes, several at once, shared out over data- and context-parallel ranks."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ def answers(scorer: Scorer, prompts: Sequence[AnswerRequest]) -> list[str]:
     Texts are without special tokens, as lm-eval's adapters give them.
     """
     scorer.before_batch()
-    data = scorer.mesh["data"]
-    mine = range(data.rank, len(prompts), data.size)
+    shared = scorer.mesh["data", "context"]
+    mine = range(shared.rank, len(prompts), shared.size)
     with _ready(scorer.model()) as model:
         found = dict(zip(mine, _written(scorer, model, [prompts[number] for number in mine]), strict=True))
-    own = found if scorer.mesh["context", "tensor"].rank == 0 else {}
+    own = found if scorer.mesh["tensor"].rank == 0 else {}
     gathered = scorer.mesh.gather_bytes(json.dumps(own).encode())
     texts = {int(number): text for part in gathered for number, text in json.loads(part).items()}
     return [texts[number] for number in range(len(prompts))] if scorer.mesh.rank == 0 else []

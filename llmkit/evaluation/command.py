@@ -48,10 +48,7 @@ def tasks_command(
     that the results are written to. ema: see `open_weights`.
     """
     check_installed()
-    if output is not None and not os.path.isdir(os.path.dirname(output) or "."):
-        raise UserError(f"--output {output}: there is no folder {os.path.dirname(output)}")
-    if output is not None and os.path.isdir(output):
-        raise UserError(f"--output {output}: is a folder; name a file in it")
+    check_output("--output", output)
     tasks = replace(tasks, bootstrap=RESAMPLES)
     with launched(tensor_size, os.environ) as mesh:
         results = evaluate_by_tasks(open_weights(path, mesh, ema=ema), tasks, mesh, precision, rows)
@@ -71,6 +68,26 @@ def evaluate_by_tasks(
 
     precision: auto = that of the model's run, where it has one.
     """
+    scorer, facts = load_scorer(weights, mesh, precision, rows)
+    facts["versions"]["lm_eval"] = version("lm_eval")
+    return led(scorer, lambda lead: run_tasks(tasks, lead, facts))
+
+
+def check_output(option: str, path: str | None) -> None:
+    """Raises UserError where a file of this name, given by an option, cannot be written."""
+    if path is not None and not os.path.isdir(os.path.dirname(path) or "."):
+        raise UserError(f"{option} {path}: there is no folder {os.path.dirname(path)}")
+    if path is not None and os.path.isdir(path):
+        raise UserError(f"{option} {path}: is a folder; name a file in it")
+
+
+def load_scorer(
+    weights: Weights, mesh: Mesh, precision: str, rows: int | None
+) -> tuple[Scorer, dict[str, Any]]:
+    """A trained model that scores texts, and facts on it, fit for JSON. All ranks of the mesh call it.
+
+    precision, rows: as in `evaluate_by_tasks`.
+    """
     spec, config = model_of(weights), weights.config
     if precision == "auto":
         trained = config.get("train", {}).get("precision", "auto")
@@ -84,10 +101,10 @@ def evaluate_by_tasks(
         "weights": str(weights.path), "ema": isinstance(weights, CheckpointWeights) and weights.ema,
         "digest": digest, "parameters": model.num_parameters,
         "precision": used.name, "processes": mesh.world_size, "tensor_parallel_size": mesh["tensor"].size,
-        "versions": {"llmkit": __version__, "lm_eval": version("lm_eval"), "torch": version("torch")},
+        "versions": {"llmkit": __version__, "torch": version("torch")},
     }  # fmt: skip
     scorer = Scorer.of_model(model, HubText(weights.tokenizer()), mesh, tokens, rows)
-    return led(scorer, lambda lead: run_tasks(tasks, lead, facts))
+    return scorer, facts
 
 
 def table(results: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Log-likelihoods of answers: batches of similar length, shared out over the data-parallel ranks."""
+"""Log-likelihoods of answers: batches of similar length, shared out over data- and context-parallel ranks."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Score(NamedTuple):
 class Scorer:
     """A model that scores rows and writes answers, on the ranks that hold it.
 
-    text: how text becomes tokens. score: as `Engine.score`. model: to write answers, which each data-parallel
-    rank does for itself; all ranks call it together. context_length: most tokens that a row may have. tokens:
+    text: how text becomes tokens. score: as `Engine.score`. model: to write answers, which each copy of it
+    does for itself; all ranks call it together. context_length: most tokens that a row may have. tokens:
     of a batch, padding included; it has one row at least. rows: of a batch, where that is chosen instead.
     multiple: the length of a batch is one of this. shares: whether there may be several rows of labels to a
     row of tokens (see `Batch`). before_batch: called on all ranks before each of their batches; what it
@@ -103,9 +103,9 @@ def loglikelihoods(scorer: Scorer, questions: Sequence[Question]) -> list[Score]
     inputs = [_input(question, scorer.context_length) for question in questions]
     groups = _groups(inputs, scorer.shares)
     groups.sort(key=lambda group: (-len(inputs[group[0]]), inputs[group[0]]))
-    data = scorer.mesh["data"]
-    rounds = list(_rounds([len(inputs[group[0]]) for group in groups], data.size, scorer))
-    mine = [[groups[place] for place in places[data.rank :: data.size]] for places in rounds]
+    shared = scorer.mesh["data", "context"]
+    rounds = list(_rounds([len(inputs[group[0]]) for group in groups], shared.size, scorer))
+    mine = [[groups[place] for place in places[shared.rank :: shared.size]] for places in rounds]
 
     def batches() -> Iterator[Batch]:
         for places, own in zip(rounds, mine, strict=True):
@@ -118,7 +118,7 @@ def loglikelihoods(scorer: Scorer, questions: Sequence[Question]) -> list[Score]
     assert found.likeliest is not None
     numbers = torch.tensor([number for own in mine for number in _numbers(own)])
     scores = torch.zeros((len(questions), 2), dtype=torch.float64)
-    if scorer.mesh["context", "tensor"].rank == 0:
+    if scorer.mesh["tensor"].rank == 0:
         values = torch.stack((-found.nats.double(), (found.likeliest == found.targets).double()), 1).cpu()
         scores[numbers[numbers >= 0]] = values[numbers >= 0]
     if scorer.mesh.world_size > 1:  # each score is one rank's, and zero on the others

@@ -40,7 +40,7 @@ class Lead:
     ) -> list[str]:
         """See `llmkit.evaluation.answers.answers`. done: called after each portion, with its size."""
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].ids))
-        portion = WAVES * rows_at_once(self._scorer) * self._scorer.mesh["data"].size
+        portion = WAVES * rows_at_once(self._scorer) * self._scorer.mesh["data", "context"].size
         return self._in_portions("answer", prompts, order, portion, answers, done)
 
     def _in_portions(

@@ -18,6 +18,7 @@ from llmkit.evaluation.hub_text import HubText
 from llmkit.evaluation.score import Scorer
 from llmkit.evaluation.team import Lead, led
 from llmkit.inference import evaluate_weights
+from llmkit.parallel.context import context_parallel
 from llmkit.parallel.mesh import Mesh, make_mesh
 from llmkit.plan import DeviceFacts, Plan, plan_for_shape
 from llmkit.weights import open_weights
@@ -40,17 +41,20 @@ def engine_of(stage: str, mesh: Mesh, adapters: int = 0, **options: Any) -> tupl
             **options,
         },
     }  # fmt: skip
+    if options.get("context_parallel_form") == "ring":  # which has a form of attention of its own
+        settings["kernels"] = {"compile": False}
     plan = plan_for_shape(toys.shape(), settings, DeviceFacts())
     weights = Weights(toys.model())
     given = {"base": weights} if adapters else {"source": weights}
     return build_engine(plan, mesh, device=torch.device("cpu"), buckets=BUCKETS, **given), plan
 
 
-def step(engine: Engine, mesh: Mesh) -> float:
+def step(engine: Engine, mesh: Mesh, plan: Plan) -> float:
     """The loss of a step on tokens that depend on nothing else."""
     rows = torch.randint(toys.shape().vocab_size, (4, LENGTH + 1), generator=torch.Generator().manual_seed(3))
     mine = rows[mesh["data"].rank :: mesh["data"].size]
-    result = engine.train_step([Batch(mine[:, :-1], mine[:, 1:])], 4 * LENGTH)
+    ranges = context_parallel(mesh, plan.layout.context_parallel_form).own(LENGTH)
+    result = engine.train_step([Batch(mine[:, :-1], mine[:, 1:]).cut(ranges)], 4 * LENGTH)
     return float(result.loss_sum)
 
 
@@ -58,14 +62,14 @@ def in_engines(folder: str, layouts: list[list[Any]]) -> list[dict[str, Any]]:
     """The figures of each layout, and the losses of steps before and after the evaluation."""
     tasks, found = Tasks(toys.NAMES, folder, limit=5), []
     for stage, tensor_size, options in layouts:
-        mesh = make_mesh(tensor_size)
+        mesh = make_mesh(tensor_size, context_size=options.get("context_parallel_size", 1))
         engine, plan = engine_of(stage, mesh, **options)
         before: list[int] = []
         scorer = Scorer.of_engine(
             engine, plan, HubText(toys.tokenizer()), mesh, 200, before_batch=partial(before.append, 1)
         )
         results = led(scorer, lambda lead: run_tasks(tasks, lead, {}, quiet=True))
-        losses = [step(engine, mesh), step(engine, mesh)]
+        losses = [step(engine, mesh, plan) for _ in range(2)]
         found.append({"figures": results and figures(results), "batches": len(before), "losses": losses})
         engine.close()
     return found

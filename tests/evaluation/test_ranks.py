@@ -22,6 +22,8 @@ LAYOUTS = [
     ["native 1", 2, {"sequence_parallel": True}],
     ["deepspeed 3", 2, {}],
     ["deepspeed 3", 1, {"adapters": 4}],
+    ["native 1", 1, {"context_parallel_size": 2}],
+    ["deepspeed 3", 2, {"context_parallel_size": 2, "context_parallel_form": "ring"}],
 ]
 
 
@@ -36,8 +38,8 @@ def alone(tmp_path) -> dict[str, float]:
 
 def test_figures_in_engines_of_four_processes_equal_those_of_one(alone, tmp_path):
     found = run_ranks(4, f"{CASES}:in_engines", folder=str(tmp_path / "tasks"), layouts=LAYOUTS)
-    engine, _ = rank_cases.engine_of("native 0", Mesh())
-    losses = [rank_cases.step(engine, Mesh()) for _ in range(2)]
+    engine, plan = rank_cases.engine_of("native 0", Mesh())
+    losses = [rank_cases.step(engine, Mesh(), plan) for _ in range(2)]
     for number, layout in enumerate(LAYOUTS):
         first, *others = [rank[number] for rank in found]
         assert first["figures"] == pytest.approx(alone, rel=1e-5), layout
