@@ -2,7 +2,8 @@
 
 Contenders take turns, each turn in a process of its own, over the same tokens. Writes CPU and wall time,
 the latency of the first batch and memory as a Markdown page, and prints it. With --peers-python litdata,
-mosaicml-streaming and grain run in the environment of that interpreter, as their pins need one.
+mosaicml-streaming and grain run in the environment of that interpreter, as their pins need one. With
+--against llmkit's own contenders are also those of another checkout, turn by turn beside those of this one.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import torch
 
 from benchmarks import machine
 from benchmarks.command_line import progress
-from benchmarks.data_contenders import NAMES, Contender, find
+from benchmarks.data_contenders import MODULES, NAMES, find
 from benchmarks.data_corpus import Facts, make_corpus, read_facts
 from benchmarks.data_page import Outcome, page
 from benchmarks.timing import reason
@@ -58,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "commit": machine.commit(),
         "command": f"`{command_line(options)}`",
     }
+    if options.against:
+        conditions["before"] = f"commit {machine.commit(options.against)}"
     text = page(outcomes, facts, conditions, f"Data loading, {today}, {device}")
     results = ROOT / "benchmarks" / "results"
     path = options.output or machine.new_file(results, f"{today}-data-{machine.slug(device)}")
@@ -80,6 +83,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     names = ", ".join(NAMES)
     add("--contenders", default=",".join(NAMES), metavar="A,B", help=f"among {names} (default: all)")
     add("--peers-python", type=Path, default=Path(sys.executable), help="interpreter that has the peers")
+    add("--against", type=Path, help="checkout of another commit, whose own contenders take turns with these")
     add("--folder", type=Path, help="where the data goes and stays; default: a temporary folder")
     add("--output", type=Path, help="the page (default: a new file in results/)")
     options = parser.parse_args(arguments)
@@ -87,6 +91,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     for name in options.contenders:
         if name not in NAMES:
             parser.error(f"--contenders: {name!r} is not among {', '.join(NAMES)}")
+    if options.against and not (options.against / "benchmarks" / "data_turn.py").is_file():
+        parser.error(f"--against: {options.against} is no checkout with benchmarks/data_turn.py")
     if min(options.tokens // 100_000, options.rounds) < 1 or options.seconds <= 0:
         parser.error("--tokens must be 100000 or more, --rounds and --seconds more than 0")
     return options
@@ -95,20 +101,25 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def command_line(options: argparse.Namespace) -> str:
     """The command that repeats the measurement, without the folders of this machine."""
     peers = "" if options.peers_python == Path(sys.executable) else " --peers-python PYTHON"
+    against = " --against CHECKOUT" if options.against else ""
     return (
         f"python -m benchmarks.data --tokens {options.tokens} --seconds {options.seconds:g} "
-        f"--rounds {options.rounds} --contenders {','.join(options.contenders)}{peers}"
+        f"--rounds {options.rounds} --contenders {','.join(options.contenders)}{peers}{against}"
     )
 
 
 def run_all(options: argparse.Namespace, folder: Path, facts: Facts) -> list[Outcome]:
     """Writes every data set, then lets the contenders take turns; one that fails says why."""
-    outcomes = [Outcome(key, find(key)) for key in options.contenders]
+    outcomes = []
+    for key in options.contenders:
+        outcomes.append(Outcome(key, find(key)))
+        if options.against and key in MODULES["own"]:
+            outcomes.append(Outcome(key, find(key), options.against.resolve()))
     for each in outcomes:
-        place = data_folder(folder, each.contender)
+        place = data_folder(folder, each)
         done = place.with_suffix(".written")
         if each.contender.write is not None and not done.exists():
-            progress(f"{each.key}: writing {each.contender.data}")
+            progress(f"{each.label}: writing {each.contender.data}")
             shutil.rmtree(place, ignore_errors=True)
             place.mkdir(parents=True)
             each.take(turn("write", each, folder, options, 0))
@@ -121,32 +132,43 @@ def run_all(options: argparse.Namespace, folder: Path, facts: Facts) -> list[Out
             live = each.contender.kind == "live"
             tokens = min(LIVE_TOKENS, facts.text_tokens // 2) if live else facts.tokens // 2
             each.take(turn("measure", each, folder, options, tokens))
-            progress(f"round {number + 1}, {each.key}: {each.failed or each.rounds[-1]}")
+            progress(f"round {number + 1}, {each.label}: {each.failed or each.rounds[-1]}")
     return outcomes
 
 
-def data_folder(folder: Path, contender: Contender) -> Path:
-    """Where the contender's data set lies."""
-    return folder / machine.slug(contender.data) if contender.write is not None else folder / "corpus"
+def data_folder(folder: Path, each: Outcome) -> Path:
+    """Where the contender's data set lies; each checkout writes its own."""
+    if each.contender.write is None:
+        return folder / "corpus"
+    return folder / (machine.slug(each.contender.data) + ("-before" if each.before else ""))
 
 
 def turn(what: str, each: Outcome, folder: Path, options: argparse.Namespace, tokens: int) -> dict[str, Any]:
     """Lets a process do it; returns what it left, or {"failed": why}."""
     python = options.peers_python if each.contender.peer else Path(sys.executable)
-    place = data_folder(folder, each.contender)
+    place, checkout = data_folder(folder, each), each.before or ROOT
     scratch = folder / "scratch"
     scratch.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as own:
         result, log = Path(own, "result.json"), Path(own, "log")
-        paths = [str(path.resolve()) for path in (folder / "corpus", place, result)]
+        files = [str(path.resolve()) for path in (folder / "corpus", place, result)]
         # Not -m: processes that a contender spawns would import the module and all that it imports.
-        start = "from benchmarks.data_turn import run; run()"
-        command = [str(python), "-c", start, what, each.key, *paths]
+        start = (
+            "import os, llmkit; assert llmkit.__file__.startswith(os.getcwd() + os.sep), llmkit.__file__; "
+            "from benchmarks.data_turn import run; run()"
+        )
+        command = [str(python), "-c", start, what, each.key, *files]
         command += [str(tokens), str(options.seconds)]
-        environment = {**os.environ, "TMPDIR": own, "HF_HOME": own, "HF_HUB_OFFLINE": "1"}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(checkout),
+            "TMPDIR": own,
+            "HF_HOME": own,
+            "HF_HUB_OFFLINE": "1",
+        }
         with log.open("wb") as output:
             process = subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdout=output, stderr=output, start_new_session=True
+                command, cwd=checkout, env=environment, stdout=output, stderr=output, start_new_session=True
             )
             try:
                 process.wait(LONGEST_SECONDS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -18,16 +19,29 @@ HEAD = (
     "Mtok in a window", "first batch ms", "CPU ms to start", "memory MB",
 )  # fmt: skip
 TEXT_COLUMNS = 4
+BESIDE = (
+    "contender", "before: Mtok per CPU-s", "now", "now / before, turn by turn: median (range)",
+    "before: first batch ms", "now", "before: CPU ms to start", "now", "before: memory MB", "now",
+)  # fmt: skip
 
 
 @dataclass
 class Outcome:
-    """A contender and what its turns gave. failed: why it has no figures."""
+    """A contender and what its turns gave. before: the checkout that it is of, if another than this one.
+
+    failed: why it has no figures.
+    """
 
     key: str
     contender: Contender
+    before: Path | None = None
     rounds: list[dict[str, Any]] = field(default_factory=list)
     failed: str | None = None
+
+    @property
+    def label(self) -> str:
+        """Its key, with what tells it from the same contender of another checkout."""
+        return f"{self.key}, before" if self.before else self.key
 
     def take(self, result: dict[str, Any]) -> None:
         """Adds what a turn left; the turn of a writer that went well leaves nothing."""
@@ -64,11 +78,34 @@ def page(outcomes: Sequence[Outcome], facts: Facts, conditions: Mapping[str, str
         "size": ("llmkit's loader over data of two sizes", "own-1x"),
     }
     for kind, (heading, base) in sections.items():
-        chosen = [each for each in outcomes if each.contender.kind == kind]
+        chosen = [each for each in outcomes if each.contender.kind == kind and not each.before]
         if chosen:
             own = next((each for each in chosen if each.key == base and not each.failed), None)
             lines += [f"## {heading}", "", *_table(chosen, own), ""]
+    if any(each.before for each in outcomes):
+        lines += ["## Beside the commit before", "", *_comparison(outcomes), ""]
     return "\n".join([*lines, "## How to read this", "", *(f"- {note}" for note in NOTES)]) + "\n"
+
+
+def _comparison(outcomes: Sequence[Outcome]) -> list[str]:
+    """A row for each contender of both checkouts."""
+    now = {each.key: each for each in outcomes if not each.before}
+    rows = []
+    for old in (each for each in outcomes if each.before):
+        new = now[old.key]
+        name = f"{old.contender.name} (`{old.key}`)"
+        failed = new.failed or old.failed
+        if failed:
+            rows.append([name, failed.replace("|", "\\|"), *["-"] * (len(BESIDE) - 2)])
+            continue
+        ratios = [a / b for a, b in zip(new.rates(), old.rates(), strict=True)]
+        cells = [_short(median(each.rates())) for each in (old, new)]
+        cells.append(f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+        for measure, factor in (("first", 1e3), ("start_cpu", 1e3), ("memory", 1e-6)):
+            cells += [_middle(each, measure, factor) for each in (old, new)]
+        rows.append([name, *cells])
+    rule = ["---"] + ["--:"] * (len(BESIDE) - 1)
+    return [f"| {' | '.join(cells)} |" for cells in (BESIDE, rule, *rows)]
 
 
 def _table(outcomes: Sequence[Outcome], own: Outcome | None) -> list[str]:

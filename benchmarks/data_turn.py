@@ -38,7 +38,6 @@ DISTRIBUTIONS = (
 )  # fmt: skip
 
 
-
 def run() -> None:
     """What the process does; its workers do not get to see this module, as it imports more than they need."""
     main(sys.argv[1:])

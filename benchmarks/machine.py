@@ -38,11 +38,11 @@ def versions() -> str:
     return f"{ours}, {listed}, Python {platform.python_version()}"
 
 
-def commit() -> str:
+def commit(checkout: Path = ROOT) -> str:
     """The checkout's commit, "-dirty" behind it if files differ from it."""
     command = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
     return done.stdout.strip() if done.returncode == 0 else "unknown"

@@ -56,6 +56,7 @@ def test_a_toy_run_measures_and_writes_what_it_prints(
 ) -> None:
     output = tmp_path / "new" / "page.md"
     arguments = ["--tokens", str(TOKENS), "--rounds", "1", "--contenders", "own,memmap"]
+    arguments += ["--against", str(data.ROOT)]
 
     assert data.main([*arguments, "--folder", str(folder), "--output", str(output)]) == 0
 
@@ -68,6 +69,9 @@ def test_a_toy_run_measures_and_writes_what_it_prints(
         rate, ratio, wall, _, first, start, memory = (float(cell.split()[0]) for cell in row[3:])
         assert min(rate, ratio, wall) > 0
         assert min(first, start, memory) >= 0
+    before, now, ratio = (float(cell.split()[0]) for cell in rows["**llmkit**, token shards (`own`)"][:3])
+    assert ratio == pytest.approx(now / before, abs=0.02, rel=0.02)
+    assert "nanoGPT's memmap (`memmap`)" not in rows, "a peer is the same in every checkout"
     assert f"command: `python -m benchmarks.data --tokens {TOKENS} --seconds 10 --rounds 1" in text
     assert not re.search(r"(^|[\s`(])/(?!proc/)\w", text), "an absolute path"
 
@@ -153,6 +157,7 @@ def test_every_name_has_a_contender() -> None:
     [
         (["--contenders", "own,other"], "'other' is not among own, own-masks"),
         (["--rounds", "0"], "--rounds and --seconds more than 0"),
+        (["--against", "no/such"], "no/such is no checkout"),
         (["--tokens", "5"], "must be 100000 or more"),
     ],
 )
