@@ -17,7 +17,7 @@ class LaneCursors:
     """The cursors of the lanes that `rank` of `world_size` data-parallel ranks reads.
 
     cursors: by source, None for one that is not live, and by lane; of the lanes of other ranks, where these
-    once stood. To be set by the caller, and moved by `move`.
+    once stood. Set by `begin`, and moved by `move`.
     """
 
     def __init__(self, sources: Sequence[Source], rank: int, world_size: int) -> None:
@@ -30,6 +30,11 @@ class LaneCursors:
         }
         self._undo_log: list[tuple[Cursors, str, JsonValue]] = []
         self._ended: set[int] = set()  # sources of which a lane is at its end, as the user knows
+
+    def begin(self, cursors: Sequence[Cursors | None]) -> None:
+        """Goes on from copies of these; nothing is left to undo."""
+        self.cursors = [None if each is None else dict(each) for each in cursors]
+        self._undo_log.clear()
 
     def move(self, moved: Mapping[LaneKey, list[int]]) -> Iterator[str]:
         """These lanes stand there after a step; yields what the user should know."""
@@ -48,6 +53,7 @@ class LaneCursors:
                 del cursors[lane]
             else:
                 cursors[lane] = before
+        self._undo_log.clear()
 
     @property
     def left(self) -> dict[int, int]:

@@ -98,7 +98,7 @@ class TrainLoader:
         self._sampler, self._omitted = self._sampler_of(state, sizes), Omitted(state.omitted)
         self._began, self._steps_done = state, steps_done
         self.position = self._before = state.rows
-        self._lanes.cursors = [None if each is None else dict(each) for each in state.cursors]
+        self._lanes.begin(state.cursors)
         fixed = max(0, self._omitted.number(self._omitted.end) - self._omitted.number(state.rows))
         fixed_steps = -(-fixed // self._batch_rows)
         self._curriculum.apply_to(self._sampler, steps_done + fixed_steps, self.begin_of)

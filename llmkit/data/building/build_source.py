@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -13,7 +12,7 @@ from pydantic import JsonValue
 from llmkit.config import schema
 from llmkit.cores import available_cores
 from llmkit.data.building.batch import TokenizeBatch
-from llmkit.data.building.cache import Report, build_once, content_key
+from llmkit.data.building.cache import Report, build_once, content_key, discard
 from llmkit.data.building.opened import BUILD_VERSION, SourceRecord
 from llmkit.data.building.parts import PartMaker, group_splits, part_bytes_of
 from llmkit.data.building.pool import make_parts
@@ -125,7 +124,7 @@ class Builder:
         numbers = range(len(maker.parts))
         paths = {number: maker.path(number) for number in numbers}
         for leftover in set(maker.folder.iterdir()) - set(paths.values()):
-            shutil.rmtree(leftover, ignore_errors=True)  # it may be that of a process that still ends
+            discard(leftover)  # it may be that of a process that is about to end
         missing = [number for number in numbers if not paths[number].exists()]
         splits = maker.reader.splits
         sizes = [sum(splits[split].size for split in part) for part in maker.parts]

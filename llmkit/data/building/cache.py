@@ -84,6 +84,18 @@ def write_folder(folder: Path, tmp: Path) -> Iterator[None]:
         _clear(tmp)
 
 
+def discard(folder: Path) -> None:
+    """Deletes a folder that another process may still be writing.
+
+    It is renamed first: otherwise that process could give its name to a half-deleted folder. Nothing is done
+    where it is gone.
+    """
+    away = folder.with_name(f".discarded-{uuid.uuid4().hex[:12]}")
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(away)
+    _clear(away)
+
+
 @contextlib.contextmanager
 def opening_cache() -> Iterator[None]:
     """What lies in the cache and may not be read by this user is not to be deleted: the error says so."""

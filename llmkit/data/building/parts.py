@@ -9,8 +9,8 @@ shards: blocks of shuffled documents, of each those to train on before those hel
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,8 +118,8 @@ class PartMaker:
         Raises UserError for the user's mistakes in the source, RunFault where it cannot be read.
         """
         is_heldout = HeldOutSampler(part, self.heldout_every)
-        # Under a name of this process: one that outlives its parent for a moment disturbs nobody.
-        tmp = self.folder / f".{self.path(part).name}-{os.getpid()}"
+        # Under a name of its own: a process that outlives its parent for a moment disturbs nobody.
+        tmp = self.folder / f".{self.path(part).name}-{uuid.uuid4().hex[:12]}"
         with write_folder(self.path(part), tmp):
             tokenizer = self.encoder.tokenizer
             writer = ShardWriter(tmp, "part", tokenizer.hash, tokenizer.vocab_size, tokenizer.end_of_text_id)

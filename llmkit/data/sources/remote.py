@@ -33,8 +33,15 @@ _TIMES = ("LastModified", "last_modified", "updated", "mtime", "created")
 """What stores call that by which a change of a file shows, the best first."""
 
 
+UNKNOWN = -1
+"""Size of a file of which a server tells none beside a range."""
+
+
 class FileStat(NamedTuple):
-    """What a store says of a file. size: bytes. tag: ETag, checksum or time of the last change, else ""."""
+    """What a store says of a file.
+
+    size: bytes, or UNKNOWN. tag: ETag, checksum or time of the last change, else "".
+    """
 
     size: int
     tag: str
@@ -56,25 +63,36 @@ def stat_of_info(info: Mapping[str, Any]) -> FileStat:
 
 
 def stat_of_answer(status: int, reason: str | None, headers: Mapping[str, str], start: int) -> FileStat:
-    """Size and tag by an answer to a request for a range from `start` on; raises RequestError if it has none.
+    """Size and tag by an answer to a request for a range from `start` on.
+
+    Raises RequestError where it is no such range, unless it says that the file is empty.
 
     >>> stat_of_answer(206, "OK", {"ETag": '"a1"', "Content-Range": "bytes 100-199/5000"}, 100)
     FileStat(size=5000, tag='"a1"')
     """
     tag = headers.get("ETag") or headers.get("Last-Modified") or ""
     sent, _, total = headers.get("Content-Range", "").partition("/")
+    is_range = status == 206 and sent.startswith(f"bytes {start}-")
     # 416: the file ends before the range.
-    if total.isdecimal() and (status == 416 or (status == 206 and sent.startswith(f"bytes {start}-"))):
+    if total.isdecimal() and (status == 416 or is_range):
         return FileStat(int(total), tag)
+    if is_range and total == "*":
+        return FileStat(UNKNOWN, tag)
+    if status == 200 and headers.get("Content-Length") == "0":  # of an empty file there is no range
+        return FileStat(0, tag)
     if status in (200, 206):
         raise RequestError("the server does not serve parts of files (byte ranges); download the file", True)
+    raise _refusal(status, reason, headers)
+
+
+def _refusal(status: int, reason: str | None, headers: Mapping[str, str]) -> RequestError:
     failure, wait = f"HTTP {status} {reason or ''}".strip(), seconds_of(headers.get("Retry-After"))
-    raise RequestError(failure, status not in TRANSIENT, status in MISSING, wait)
+    return RequestError(failure, status not in TRANSIENT, status in MISSING, wait)
 
 
 def check_unchanged(expected: FileStat, now: FileStat) -> None:
     """Raises ChangedError unless a file is still what it was."""
-    if now.size != expected.size:
+    if now.size not in (expected.size, UNKNOWN):
         raise ChangedError(f"it had {expected.size} bytes and has {now.size}")
     if expected.tag and now.tag and now.tag != expected.tag:
         raise ChangedError(f"its tag was {expected.tag} and is {now.tag}")
@@ -172,7 +190,8 @@ class _WebFile(RemoteFile):
 
     def stat(self) -> FileStat:
         # The request that reading makes: shows whether the server serves ranges at all.
-        return self._await(self._request, 0, 1, None)[0]
+        found: FileStat = self._await(self._request, 0, 1, None)[0]
+        return found if found.size != UNKNOWN else FileStat(self._await(self._length), found.tag)
 
     def read(self, start: int, count: int, expected: FileStat) -> bytes:
         return self._await(self._request, start, count, expected)[1]
@@ -185,6 +204,18 @@ class _WebFile(RemoteFile):
             if expected is not None:
                 check_unchanged(expected, stat)
             return stat, await _received(answer.content.iter_any(), count) if answer.status == 206 else b""
+
+
+    async def _length(self) -> int:
+        session = await self._filesystem.set_session()
+        url, headers = self._filesystem.encode_url(self._path), {"Accept-Encoding": "identity"}
+        async with session.head(url, headers=headers, allow_redirects=True) as answer:
+            if answer.status != 200:
+                raise _refusal(answer.status, answer.reason, answer.headers)
+            length = answer.headers.get("Content-Length", "")
+            if not length.isdecimal():
+                raise RequestError("the server does not tell the file's size", final=True)
+            return int(length)
 
 
 class _S3Object(RemoteFile):

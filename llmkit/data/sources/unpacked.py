@@ -40,7 +40,8 @@ def unpacked_bytes(reader: SourceReader) -> int:
 def unpacked_size(file: File, form: Format) -> int:
     """Bytes of a packed file unpacked: as its beginning unpacks, or as it says itself where that may be true.
 
-    What gzip says is of the last member alone, modulo 2^32; what zstd says, of the first frame.
+    What gzip says is of the last member alone, modulo 2^32. What zstd says is of the first frame: it is the
+    least that there may be, and not of the whole file where the beginning holds more.
     """
     import pyarrow as pa  # slow to import
 
@@ -51,12 +52,17 @@ def unpacked_size(file: File, form: Format) -> int:
             stream = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), form.compression)
             while chunk := stream.read(1 << 12):  # the last, cut block is lost
                 found += len(chunk)
+        if count == file.size:
+            return found
         estimate = found * file.size / max(1, count)
         if form.compression == "gzip":
             said = int.from_bytes(opened.read_at(max(0, file.size - 4), 4), "little")
             said += max(0, round((estimate - said) / (1 << 32))) << 32
         else:
             said = _frame_content(opened.read_at(0, 18))
+            if said >= estimate:
+                return said
+            said *= said > found
         return said if estimate / 2 < said < estimate * 2 else round(estimate)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import lzma
@@ -20,9 +21,11 @@ import pytest
 
 from llmkit.config import schema
 from llmkit.data.building import build_source, parts, progress, write_shards
+from llmkit.data.building.build_source import Builder
 from llmkit.data.building.parts import PartMaker
 from llmkit.data.building.prepare import prepare
 from llmkit.data.prepared import PreparedData
+from llmkit.data.source import Source
 from llmkit.errors import UserError
 from tests.data.building import killed
 from tests.data.building.test_packing import cut_by_walking
@@ -324,6 +327,39 @@ def test_a_leftover_that_is_gone_before_it_is_deleted_is_no_error(
 
     monkeypatch.setattr(Path, "iterdir", with_one_that_goes)
     prepare(settings(tmp_path), silent)
+
+
+def test_a_process_of_a_killed_build_that_still_ends_puts_no_half_part_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_records(tmp_path, [{"text": f"record {number}"} for number in range(50)])
+    leftovers: list[Path] = []
+    fill = Builder._fill
+
+    def with_leftover(self: Builder, source: Source, tmp: Path) -> None:
+        if not leftovers:
+            leftovers.append(tmp / f"parts-v{build_source.PARTS_VERSION}" / ".part-000000-77")
+            leftovers[0].mkdir(parents=True)
+            (leftovers[0] / "part-00000.bin").write_bytes(b"tokens")
+        fill(self, source, tmp)
+
+    rmtree, deleted = shutil.rmtree, list[str]()
+
+    def slowly(folder: Path, ignore_errors: bool = False) -> None:
+        """As the other process writes and renames when the files are deleted, and the folder is not yet."""
+        if leftovers and folder.parent == leftovers[0].parent and not deleted:
+            deleted.append(folder.name)
+            (folder / "part-00000.bin").unlink()
+            with contextlib.suppress(FileNotFoundError):
+                (leftovers[0] / "index.json").write_text("{}")
+                leftovers[0].rename(leftovers[0].with_name("part-000000"))
+        rmtree(folder, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr(Builder, "_fill", with_leftover)
+    monkeypatch.setattr(shutil, "rmtree", slowly)
+    train, heldout = texts(prepare(settings(tmp_path), silent))
+    assert deleted, "the leftover was not deleted"
+    assert len(train + heldout) == 50
 
 
 def test_a_source_of_skippable_frames_only_is_refused_as_an_empty_one(tmp_path: Path) -> None:

@@ -83,6 +83,7 @@ class WebServer(LocalServer):
         self.files: dict[str, bytes] = {}
         self.tag = '"one"'
         self.serves_ranges = True
+        self.tells_size = True  # beside a range
         self.keep = 0
         self.trouble: Callable[[int, int, int], str | int | None] = lambda number, start, end: None
         self.ranges: list[tuple[int, int]] = []
@@ -97,6 +98,7 @@ class WebServer(LocalServer):
             return self._send(handler, 200, content, content, "")
         first, last = wanted.removeprefix("bytes=").split("-")
         start, end = int(first), min(int(last) + 1, len(content))
+        size = len(content) if self.tells_size else "*"
         if start >= len(content):
             handler.send_response(416)
             handler.send_header("Content-Range", f"bytes */{len(content)}")
@@ -108,10 +110,10 @@ class WebServer(LocalServer):
         if isinstance(trouble, int):
             return self._status(handler, trouble)
         if trouble == "flood":
-            self._send(handler, 206, bytes(FLOOD_BYTES), b"", f"bytes {start}-{end - 1}/{len(content)}")
+            self._send(handler, 206, bytes(FLOOD_BYTES), b"", f"bytes {start}-{end - 1}/{size}")
             return self.flood(handler)
         sent = content[start:end] if trouble is None else content[start : min(end, start + self.keep)]
-        self._send(handler, 206, content[start:end], sent, f"bytes {start}-{end - 1}/{len(content)}")
+        self._send(handler, 206, content[start:end], sent, f"bytes {start}-{end - 1}/{size}")
         if trouble == "stall":
             self.released.wait(HANG)
         if trouble:

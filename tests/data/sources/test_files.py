@@ -17,9 +17,10 @@ from fsspec.registry import _registry as drivers
 from llmkit.config.schema import Source
 from llmkit.data.sources import files as listing
 from llmkit.data.sources import retries
+from llmkit.data.sources.byte_reader import ByteReader
 from llmkit.data.sources.files import File, list_files
 from llmkit.data.sources.remote import FileStat
-from llmkit.errors import UserError
+from llmkit.errors import RunFault, UserError
 
 
 @pytest.fixture
@@ -193,6 +194,19 @@ def test_a_file_of_a_web_server_is_known_by_its_tag(web: Any) -> None:
     path = f"{web.url}/d/a.jsonl?token=secret"
     assert list_files(Source(type="jsonl", path=path), "p") == [File(path, 5, '"one"', 0)]
     assert list_files(Source(type="jsonl", path=f"{web.url}/empty.jsonl"), "p")[0].size == 0
+    web.serves_ranges = False  # as some servers do for empty files
+    assert list_files(Source(type="jsonl", path=f"{web.url}/empty.jsonl"), "p")[0].size == 0
+
+
+def test_a_web_server_may_tell_the_size_of_a_file_without_a_range_only(web: Any) -> None:
+    web.files["/a.jsonl"], web.tells_size = b"12345", False
+    (file,) = list_files(Source(type="jsonl", path=f"{web.url}/a.jsonl"), "p")
+    assert file == File(f"{web.url}/a.jsonl", 5, '"one"', 0)
+    with ByteReader(file) as reader:
+        assert reader.read_at(1, 9) == b"2345"
+    web.tag = '"two"'
+    with ByteReader(file) as reader, pytest.raises(RunFault, match="the file changed"):
+        reader.read_at(1, 9)
 
 
 def test_a_proxy_is_heeded(web: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,6 +58,30 @@ def test_a_packed_file_says_its_size_or_its_beginning_tells_it(
     assert unpacked_size(file, form) == pytest.approx(len(content), rel=0.3)
 
 
+def test_the_first_of_several_frames_is_not_taken_for_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content, path = lines(4000), tmp_path / "a.jsonl.zst"
+    spec, cut = schema.Source(type="jsonl", path=str(path)), 6 * len(lines(4000)) // 10
+    frames = [pa.compress(part, "zstd", asbytes=True) for part in (content[:cut], content[cut:])]
+    path.write_bytes(b"".join(frames))
+    (file,), form = stat_files([str(path)]), format_of(spec, str(path))
+    monkeypatch.setattr(unpacked, "PROBE_BYTES", file.size * 3 // 4)
+    assert unpacked_size(file, form) == pytest.approx(len(content), rel=0.1)  # a cut block is lost
+    monkeypatch.setattr(unpacked, "PROBE_BYTES", file.size)
+    assert unpacked_size(file, form) == len(content)
+
+
+def test_a_frame_that_says_more_than_its_beginning_promises_is_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = lines(1000) + b'{"text": "again"}\n' * 500_000
+    path = packed(tmp_path / "a.jsonl.zst", content)
+    (file,), form = stat_files([str(path)]), format_of(schema.Source(type="jsonl", path="x"), str(path))
+    monkeypatch.setattr(unpacked, "PROBE_BYTES", 50_000)
+    assert unpacked_size(file, form) == len(content)
+
+
 def test_the_unpacked_size_of_a_source_is_that_of_its_files(tmp_path: Path) -> None:
     folder = tmp_path / "files"
     folder.mkdir()
