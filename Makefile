@@ -28,7 +28,7 @@ endif
 SYSTEM_TORCH := $(findstring system-torch,$(MADE_WITH))
 endif
 
-.PHONY: demo test test-all test-gpu check docs clean
+.PHONY: demo test test-all test-gpu check docs site clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -50,6 +50,9 @@ check: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed
 	$(BIN)/python -c 'from llmkit.config.keys import markdown; print(markdown(), end="")' > docs/config.md
+
+site: $(VENV)/.installed-dev
+	$(BIN)/python docs/site.py
 
 clean:
 	rm -rf $(VENV)
