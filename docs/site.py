@@ -1,9 +1,9 @@
 """Makes the documentation site of README.md and docs/: `make site`, or `python docs/site.py`.
 
 The pages are those of the repository, where they link to each other and to its files by relative paths. For
-the site they are copied, and links are set to where their targets are there: the README is its first page, and
-a file outside docs/ that a page links to becomes a page of its own. zensical then makes HTML, and fails at any
-link or anchor that leads nowhere.
+the site they are copied, and links are set to where their targets are there: the README is its first page,
+and a file outside docs/ that a page links to becomes a page of its own. zensical then makes HTML, and fails
+at any link or anchor that leads nowhere.
 """
 
 from __future__ import annotations
