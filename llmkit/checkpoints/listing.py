@@ -150,9 +150,10 @@ def layout_of(checkpoint: Checkpoint) -> str:
     if not isinstance(world, int):
         return f"written by {checkpoint.writers}"
     stage, tensor = at(layout, "zero_stage"), at(layout, "tensor_parallel_size")
-    context = at(layout, "context_parallel_size")
+    context, experts = at(layout, "context_parallel_size"), at(layout, "expert_parallel_size")
     how = [f"ZeRO-{stage}"] * bool(stage) + [f"TP {tensor}"] * ((tensor or 1) > 1)
     how += [f"CP {context}"] * ((context or 1) > 1)
+    how += [f"EP {experts}"] * ((experts or 1) > 1)
     return f"{world}: {', '.join(how)}" if how else str(world)
 
 

@@ -17,6 +17,7 @@ from llmkit.config.check_layout import (
 )
 from llmkit.config.check_preference import check_preference
 from llmkit.config.context import check_context
+from llmkit.config.dealt_experts import check_dealt_experts
 from llmkit.config.entries import chosen, common_fields, own_settings, settings_of
 from llmkit.config.groups import check_groups
 from llmkit.config.heldout import may_hold_out, nothing_held_out
@@ -39,7 +40,7 @@ def check(config: Config, origins: Mapping[str, str], facts: Facts | None = None
     """
     settings = Settings(config, origins, facts or Facts())
     data = (_tokenizer, _sources, _entries, _profile, _curriculum, check_paths)
-    layout = (check_world, check_tensor_parallel, check_context, check_zero)
+    layout = (check_world, check_tensor_parallel, check_context, check_dealt_experts, check_zero)
     update = (check_preference, _ema, _evaluate, check_optimizer, check_groups, check_lora)
     checks = (check_model, check_vocabulary, *data, check_batch, *update, *layout)
     return [mistake for one in checks for mistake in one(settings)]

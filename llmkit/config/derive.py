@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import isqrt
+from math import gcd, isqrt
 
 from llmkit.config.custom_model import AnyModel, describe
 from llmkit.config.model_section import Mlp, Model
@@ -69,12 +69,18 @@ def divisors(number: int) -> list[int]:
 
 
 def fitting_ranks(config: Config) -> int | None:
-    """Returns the fewest data-parallel ranks whose sequences micro_batch_size divides, None if none does."""
+    """Returns the fewest data-parallel ranks whose sequences micro_batch_size divides, None if none does.
+
+    So many that experts can be dealt out over them.
+    """
     micro, total = config.train.micro_batch_size, config.train.global_batch_size
+    experts = config.parallel.expert_parallel_size
+    least = experts // gcd(experts, config.parallel.context_parallel_size)
     if micro == "auto":
-        return 1
-    most = -(-total // micro)  # with more ranks each has fewer sequences than a micro-batch
-    return next((ranks for ranks in range(1, most + 1) if accumulation_steps(config, ranks, micro)), None)
+        return least
+    most = max(least, -(-total // micro))  # with more each has fewer sequences than a micro-batch
+    fitting = (ranks for ranks in range(least, most + 1, least) if accumulation_steps(config, ranks, micro))
+    return next(fitting, None)
 
 
 def accumulation_steps(config: Config, data_parallel_size: int, micro_batch_size: int) -> int | None:

@@ -147,7 +147,7 @@ RESUME_POLICIES: dict[str, ResumePolicy] = {
     **_rules(
         "free", "how the run is spread over its processes, not what it computes", "parallel",
         "world_size layout zero_stage engine tensor_parallel_size context_parallel_size "
-        "context_parallel_form sequence_parallel offload activation_checkpointing "
+        "context_parallel_form expert_parallel_size sequence_parallel offload activation_checkpointing "
         "activation_checkpointing_every timeout_minutes",
     ),
     **_rules("free", "how operators are computed, not what", "kernels", "compile backend"),

@@ -280,6 +280,9 @@ class Parallel(Section):
     """How these compute attention: ulysses = each for some heads and the whole row, by all-to-all; ring =
     each for its own queries, while keys and values go around; auto = ulysses where the size divides a
     process's heads, else ring."""
+    expert_parallel_size: Positive = 1
+    """Processes over which the experts of a mixture are dealt out, of those that have other rows or other
+    tokens of them; each token is sent to the processes that hold its experts (docs/parallelism.md)."""
     sequence_parallel: bool = False
     """Tensor-parallel processes also share the activations between the layers, along the sequence."""
     offload: Literal["none", "cpu"] = "none"

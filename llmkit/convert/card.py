@@ -127,7 +127,7 @@ def _source(source: Source) -> str:
 
 
 def _layout(manifest: Mapping[str, Any]) -> str:
-    """Processes, ZeRO stage, tensor and context parallelism and device of the run's newest start."""
+    """Processes, ZeRO stage, tensor, context and expert parallelism and device of the run's newest start."""
     layout = manifest.get("layout", {})
     processes = layout.get("world_size", 1)
     said = [f"{processes} processes" if processes > 1 else "1 process"]
@@ -137,6 +137,8 @@ def _layout(manifest: Mapping[str, Any]) -> str:
         said.append(f"tensor parallel x {layout['tensor_parallel_size']}")
     if layout.get("context_parallel_size", 1) > 1:
         said.append(f"context parallel x {layout['context_parallel_size']}")
+    if layout.get("expert_parallel_size", 1) > 1:
+        said.append(f"experts over {layout['expert_parallel_size']}")
     return ", ".join([*said, f"on {manifest['device']}"] if "device" in manifest else said)
 
 

@@ -70,12 +70,13 @@ def build_engine(
             with default_type(frozen):
                 recompute = (layout.activation_checkpointing, every)
                 context = context_parallel(mesh, layout.context_parallel_form)
-                model = build_model(shape, tp, operators, *recompute, terms, context)
+                experts = mesh.expert_parallel()
+                model = build_model(shape, tp, operators, *recompute, terms, context, experts)
             if lora.rank:
                 add_adapters(model, lora)
         _prepare_parameters(model)
         if kernels.compiled:
-            alone = mesh["context", "tensor"].size == 1
+            alone = mesh["context", "tensor"].size == mesh["expert"].size == 1
             model.compile_parts(each_once(note) if alone else _refuse)
         return model
 

@@ -14,21 +14,25 @@ from llmkit.kernels.operators import TORCH, Operators
 from llmkit.model.base import Model
 from llmkit.model.build import build_model, tensor_parallel_of
 from llmkit.model.lora import add_adapters
+from llmkit.parallel.collectives import all_gather
 from llmkit.parallel.mesh import Mesh
+from llmkit.parallel.placement import placement
 from llmkit.plan import Plan
 
 
 def complete_model(engine: Engine, plan: Plan, mesh: Mesh) -> Model:
-    """The model of an engine, or one with the same weights where its parameters are partitioned (ZeRO-3) or
-    its activations are (sequence parallelism). All ranks call it together; tensor-parallel ranks keep their
-    slices.
+    """The model of an engine, or one with the same weights where its parameters are partitioned (ZeRO-3), its
+    experts dealt out, or its activations are (sequence parallelism). All ranks call it together;
+    tensor-parallel ranks keep their slices.
 
-    Of partitioned parameters the other model has copies: memory for all weights, as without ZeRO.
+    Of partitioned parameters, and of experts, the other model has copies: memory for all weights, as without
+    ZeRO and expert parallelism.
     """
     model = engine.model
     parameters = dict(model.named_parameters())
     partitioned = any(hasattr(each, "ds_id") for each in parameters.values())
-    if not partitioned and not plan.layout.sequence_parallel:
+    experts = mesh["expert"]
+    if not partitioned and not plan.layout.sequence_parallel and experts.size == 1:
         return model
     tp, lora = tensor_parallel_of(plan.model, mesh, sequence_parallel=False), plan.config.train.lora
     # A registered model may have buffers, whose values its constructor makes.
@@ -41,7 +45,10 @@ def complete_model(engine: Engine, plan: Plan, mesh: Mesh) -> Model:
         engine.end_fetching()
     with torch.no_grad():
         for name, parameter in parameters.items():
-            _set(other, name, _gathered(parameter) if partitioned else parameter.detach())
+            value = _gathered(parameter) if partitioned else parameter.detach()
+            if "expert" in placement(parameter).sharded:
+                value = all_gather(value, 0, experts.group)
+            _set(other, name, value)
     for path, (weight, _) in model.quantised_weights().items():
         layer: Any = other.get_submodule(path)
         layer.weight = weight

@@ -1,7 +1,9 @@
 """The fp32 weights that the native engine updates, their gradients, and the weights that follow from them.
 
 Two ways to keep them on data-parallel ranks: every rank all of them (`ReplicatedMasters`), or each rank a
-slice (`PartitionedMasters`, ZeRO stage 1). Weights that take no gradient have no part in this.
+slice (`PartitionedMasters`, ZeRO stage 1). Weights whose gradients are summed over other ranks, as those of
+experts that are dealt out, are kept by another one of these (`SeveralMasters`). Weights that take no gradient
+have no part in this.
 """
 
 from __future__ import annotations
@@ -26,16 +28,6 @@ class Masters(Protocol):
     @property
     def held(self) -> Sequence[Held]:
         """The fp32 tensors that this rank updates; after `reduce` their `grad` is summed over the ranks."""
-        ...
-
-    @property
-    def buckets(self) -> GradientBuckets | None:
-        """The gradients on their way to other ranks; None where they go to none."""
-        ...
-
-    @property
-    def partitioned(self) -> bool:
-        """Whether ranks along the data and context dimensions hold different elements."""
         ...
 
     def zero_gradients(self) -> None:
@@ -70,10 +62,9 @@ class ReplicatedMasters:
     """Every rank holds, and updates, all masters.
 
     weights: name -> fp32 parameter, in the order of the forward pass; where the precision keeps masters, they
-    are rounded to its type. axis: the ranks over which gradients are summed.
+    are rounded to its type. groups: of these parameters, and perhaps of others. axis: the
+    ranks over which gradients are summed.
     """
-
-    partitioned = False
 
     def __init__(
         self,
@@ -94,6 +85,7 @@ class ReplicatedMasters:
             Held(group, named[name], [Fragment(name, 0, 0, named[name].numel())])
             for group in groups
             for name in group.names
+            if name in named
         ]
         self.buckets: GradientBuckets | None = None
         if axis.size > 1:
@@ -165,8 +157,6 @@ class PartitionedMasters:
     `ReplicatedMasters`; the weights are moved into flat tensors beside the buckets.
     """
 
-    partitioned = True
-
     def __init__(
         self,
         weights: Mapping[str, Tensor],
@@ -224,6 +214,43 @@ class PartitionedMasters:
         """See `Masters.send_weights`. Each rank sends its slices."""
         with torch.no_grad():
             self.buckets.all_gather(self.flat_weights)
+
+
+class SeveralMasters:
+    """Masters of weights whose gradients are summed over different ranks. parts: in the same order on all."""
+
+    def __init__(self, parts: Sequence[Masters]) -> None:
+        self.parts = parts
+        self.held = [held for part in parts for held in part.held]
+
+    def zero_gradients(self) -> None:
+        """See `Masters.zero_gradients`."""
+        for part in self.parts:
+            part.zero_gradients()
+
+    def before_backward(self, last: bool) -> None:
+        """See `Masters.before_backward`."""
+        for part in self.parts:
+            part.before_backward(last)
+
+    def reduce(self) -> None:
+        """See `Masters.reduce`."""
+        for part in self.parts:
+            part.reduce()
+
+    def rounded(self) -> dict[Tensor, Tensor]:
+        """See `Masters.rounded`."""
+        return {master: weight for part in self.parts for master, weight in part.rounded().items()}
+
+    def round_weights(self, written: Collection[Tensor] = ()) -> None:
+        """See `Masters.round_weights`."""
+        for part in self.parts:
+            part.round_weights(written)
+
+    def send_weights(self) -> None:
+        """See `Masters.send_weights`."""
+        for part in self.parts:
+            part.send_weights()
 
 
 @torch.no_grad()

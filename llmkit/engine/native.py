@@ -6,7 +6,7 @@ masters and moments (stage 1); under tensor parallelism, of this rank's part of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -32,7 +32,7 @@ from llmkit.engine.ema import MovingAverage
 from llmkit.engine.fingerprint import Fingerprint, fingerprint
 from llmkit.engine.first_pass import FirstPass
 from llmkit.engine.layer_statistics import LayerMeter
-from llmkit.engine.masters import Masters, PartitionedMasters, ReplicatedMasters
+from llmkit.engine.masters import Masters, PartitionedMasters, ReplicatedMasters, SeveralMasters
 from llmkit.engine.own_gradients import OwnGradients
 from llmkit.engine.parts import StepParts
 from llmkit.engine.quantised import write_quantised
@@ -51,7 +51,7 @@ from llmkit.optim.build import build_optimizers, groups_of, moments, set_values
 from llmkit.optim.muon import Muon
 from llmkit.optim.schedule import AS_CONFIGURED, StepValues
 from llmkit.parallel.agreement import fail_together
-from llmkit.parallel.mesh import Axis, Mesh
+from llmkit.parallel.mesh import Mesh
 from llmkit.parallel.placement import placement
 from llmkit.plan.buckets import BUCKET_SIZES, BucketSizes
 from llmkit.precision import Precision, torch_dtype
@@ -92,21 +92,32 @@ class NativeEngine:
         trained = {name: weight for name, weight in self.weights.items() if weight.requires_grad}
         parts = self.trained = {name: self.parts[name] for name in trained}
         groups = groups_of(parts, optimizer, model.hidden_matrices())
-        # Parameters whose gradients are summed over other ranks would need buckets of their own.
-        (self.summed,) = {along.summed for along in self.placements.values()}
-        axis = self.mesh[self.summed]
-        partitioned = zero_stage == 1 and axis.size > 1
-        make_masters = PartitionedMasters if partitioned else ReplicatedMasters
-        self.masters: Masters = make_masters(trained, groups, precision, axis, buckets.native)
+        self.summed = {name: along.summed for name, along in self.placements.items()}
+        several = {dims for dims in self.summed.values() if self.mesh[dims].size > 1}
+        self.alone = {name for name, dims in self.summed.items() if dims not in several}
+        """Parameters whose gradient is complete on this rank."""
+        share = zero_stage == 1
+        self.partitioned = {
+            name: dims if share and dims in several else () for name, dims in self.summed.items()
+        }
+        parts_of_masters: list[PartitionedMasters | ReplicatedMasters] = []
+        for dims, those in _by(self.summed, trained).items():
+            make_masters = PartitionedMasters if share and dims in several else ReplicatedMasters
+            parts_of_masters.append(
+                make_masters(those, groups, precision, self.mesh[dims], buckets.native)
+            )
+        self.masters: Masters = parts_of_masters[0]
+        if len(parts_of_masters) > 1:
+            self.masters = SeveralMasters(parts_of_masters)
         self.own_gradients = OwnGradients(self.mesh)
-        if self.masters.buckets is not None:
-            self.masters.buckets.before_sending = self.own_gradients.add
+        for part in parts_of_masters:
+            if part.buckets is not None:
+                part.buckets.before_sending = self.own_gradients.add
         self.frozen = {name: weight for name, weight in self.weights.items() if name not in trained}
         for weight in self.frozen.values():
             weight.data = weight.data.to(torch_dtype(precision.weights))
-        partitioned_over = self.summed if partitioned else ()
-        dims = {name: (*self.placements[name].sharded, *partitioned_over) for name in trained}
-        self.meter = LayerMeter(model, list(trained), self.masters.held, dims, self.mesh)
+        apart = {name: (*self.placements[name].sharded, *self.partitioned[name]) for name in trained}
+        self.meter = LayerMeter(model, list(trained), self.masters.held, apart, self.mesh)
         self.optimizers = build_optimizers(
             self.masters.held,
             parts,
@@ -167,24 +178,29 @@ class NativeEngine:
 
     def _gradient_norm(self, device: torch.device) -> Tensor:
         """The L2 norm of the full model's gradient, of which a rank may hold a part only: () fp32."""
-        gradients: dict[tuple[str, ...], list[Tensor]] = {}
-        for along in self.placements.values():  # on all ranks the same keys, whatever they hold
-            gradients.setdefault(along.sharded, [])
+        gradients: dict[tuple[tuple[str, ...], bool], list[Tensor]] = {}
+        for name in self.weights:  # on all ranks the same keys, whatever they hold
+            gradients.setdefault(self._where(name), [])
         for held in self.masters.held:
             if (gradient := held.tensor.grad) is None:
                 continue
             for each in held.fragments:
-                found = gradients[self.placements[each.parameter].sharded]
+                found = gradients[self._where(each.parameter)]
                 all_of_it = each.numel == gradient.numel()
                 found.append(gradient if all_of_it else gradient[each.offset : each.offset + each.numel])
-        partitioned = self.summed if self.masters.partitioned else ()
         total = torch.zeros((), dtype=torch.float64, device=device)
-        for dims, found in sorted(gradients.items()):
+        for (dims, alone), found in sorted(gradients.items()):
             squares = self.operators.sum_of_squares(found, device)
-            if self.masters.buckets is None:  # then nobody else has computed a part of it
+            if alone:
                 self.own_gradients.add_squares(squares.clone())
-            total += self.mesh[tuple({*dims, *partitioned})].sum(squares)
+            total += self.mesh[dims].sum(squares)
         return total.sqrt().float()
+
+    def _where(self, name: str) -> tuple[tuple[str, ...], bool]:
+        """Mesh dimensions along which ranks hold different elements of a parameter's gradient, and whether
+        nobody else has computed a part of it."""
+        dims = {*self.placements[name].sharded, *self.partitioned[name]}
+        return tuple(sorted(dims)), name in self.alone
 
     def _clip(self, scale: Tensor) -> None:
         """Multiplies all gradients by `scale`, () fp32; AdamW and Muon do that in a pass of their update."""
@@ -261,7 +277,7 @@ class NativeEngine:
 
     def _copies(self, name: str) -> tuple[str, ...]:
         """Mesh dimensions along which all ranks hold the same of a parameter's state."""
-        partitioned = self.summed if self.masters.partitioned and name not in self.frozen else ()
+        partitioned = () if name in self.frozen else self.partitioned[name]
         return tuple(dim for dim in self.placements[name].copies if dim not in partitioned)
 
     def write_pieces(self, source: Source, optimizer_steps: int) -> None:
@@ -272,11 +288,14 @@ class NativeEngine:
                     "step": torch.tensor(float(optimizer_steps), device=master.device),
                     **{kind: torch.zeros_like(master) for kind in moments(optimizer)},
                 }
-        copies = Axis() if self.masters.partitioned else self.mesh[self.summed]
+        # Of ranks that hold the same the first one reads for all; what is partitioned each reads for itself.
+        alike = {name: () if self.partitioned[name] else dims for name, dims in self.summed.items()}
         with fail_together(self.mesh):
-            if copies.rank == 0:
-                load_shards(self._state_shards(), self.parts, source)
-        broadcast_shards(self._state_shards(), copies)
+            mine = (each for each in self._state_shards() if self.mesh[alike[each.parameter]].rank == 0)
+            load_shards(mine, self.parts, source)
+        for dims, those in _by(alike, self.weights).items():
+            shards = (each for each in self._state_shards() if each.parameter in those)
+            broadcast_shards(shards, self.mesh[dims])
         write_quantised(self.model, source, self.mesh)
         self.model.has_weights = True
         self.masters.round_weights()
@@ -321,3 +340,13 @@ class NativeEngine:
 
     def close(self) -> None:
         """Nothing to release: the groups belong to the mesh."""
+
+
+def _by(
+    dims: Mapping[str, tuple[str, ...]], weights: Mapping[str, Tensor]
+) -> dict[tuple[str, ...], dict[str, Tensor]]:
+    """The weights with the same dimensions together, in the same order on all ranks."""
+    found: dict[tuple[str, ...], dict[str, Tensor]] = {}
+    for name, weight in weights.items():
+        found.setdefault(dims[name], {})[name] = weight
+    return found

@@ -47,8 +47,13 @@ def gather_from_experts(y: Tensor, dispatch: Dispatch, weights: Tensor) -> Tenso
 
     y: (tokens * k, width), grouped by expert. weights: (tokens, k). -> (tokens, width), of the type of y.
     """
-    copies = _Permute.apply(y, dispatch.inverse, dispatch.order).view(*weights.shape, -1)  # type: ignore[no-untyped-call]
+    copies = permute(y, dispatch.inverse, dispatch.order).view(*weights.shape, y.shape[-1])
     return torch.einsum("tkw,tk->tw", copies, weights.to(y.dtype))
+
+
+def permute(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    """The rows of x in another order; inverse: of the order. x: (rows, width) -> the same shape."""
+    return _Permute.apply(x, order, inverse)  # type: ignore[no-untyped-call]
 
 
 class _Scatter(torch.autograd.Function):
@@ -63,7 +68,8 @@ class _Scatter(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (inverse,) = ctx.saved_tensors
-        return gradients[0][inverse].unflatten(0, (-1, ctx.k)).sum(1), None, None, None
+        tokens = len(inverse) // ctx.k
+        return gradients[0][inverse].unflatten(0, (tokens, ctx.k)).sum(1), None, None, None
 
 
 class _Permute(torch.autograd.Function):

@@ -34,7 +34,7 @@ def write_samples(t: Trainer) -> None:
     prompts = t.config.monitor.samples
     if not prompts:
         return
-    partitioned = t.plan.layout.zero_stage == 3
+    partitioned = t.plan.layout.zero_stage == 3 or t.plan.layout.expert_parallel_size > 1
     if partitioned and t.plan.model.num_parameters > SAMPLED_PARAMETERS:
         t.note_once("no samples at evaluations: a model of this size is on no rank as a whole")
         return

@@ -19,7 +19,7 @@ from llmkit.model.norm import residual_norm
 from llmkit.model.positions import BlockInputs
 from llmkit.parallel.collectives import Group, replicated_weight
 from llmkit.parallel.context import WHOLE_ROWS, ContextParallel
-from llmkit.parallel.mesh import TensorParallel
+from llmkit.parallel.mesh import ALL_EXPERTS, ExpertParallel, TensorParallel
 from llmkit.parallel.slices import ParameterSlice, full_slice
 
 
@@ -57,6 +57,7 @@ class Block(nn.Module):
 
     Norms may also be on what attention and MLP give, or only there (`ModelShape.norm_placement`).
     activation_checkpointing: what is computed again in the backward pass ("none", "selective" or "full").
+    experts: the ranks over which experts are dealt out.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Block(nn.Module):
         tp: TensorParallel,
         activation_checkpointing: str,
         context: ContextParallel = WHOLE_ROWS,
+        experts: ExpertParallel = ALL_EXPERTS,
     ) -> None:
         super().__init__()
         names = shape.residual_scalar_names
@@ -79,7 +81,8 @@ class Block(nn.Module):
         self.attention_post_norm = residual_norm(*norm) if behind else None
         self.mlp_norm = residual_norm(*norm) if before else None
         self.has_experts = shape.has_experts(layer)
-        self.mlp = MixtureOfExperts(shape, tp, operators, context) if self.has_experts else make_mlp(*mlp)
+        mixture = (shape, tp, operators, context, experts)
+        self.mlp = MixtureOfExperts(*mixture) if self.has_experts else make_mlp(*mlp)
         self.mlp_post_norm = residual_norm(*norm) if behind else None
         self.operators, self.residual_multiplier = operators, shape.residual_multiplier
         self.dropout, self.activation_checkpointing = shape.hidden_dropout, activation_checkpointing

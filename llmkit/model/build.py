@@ -13,9 +13,9 @@ from llmkit.model.base import Model, ModelContext
 from llmkit.model.gpt import GPT
 from llmkit.model.vocabulary import VocabularyLayer
 from llmkit.parallel.context import WHOLE_ROWS, ContextParallel
-from llmkit.parallel.mesh import Mesh, TensorParallel
-from llmkit.parallel.placement import REPLICATED, Shard, placement
-from llmkit.parallel.slices import full_box
+from llmkit.parallel.mesh import ALL_EXPERTS, ExpertParallel, Mesh, TensorParallel
+from llmkit.parallel.placement import REPLICATED, Shard, of_experts, placement
+from llmkit.parallel.slices import box_size, full_box
 
 
 def build_model(
@@ -26,22 +26,24 @@ def build_model(
     activation_checkpointing_every: int = 1,
     loss_terms: LossTerms = CROSS_ENTROPY,
     context: ContextParallel = WHOLE_ROWS,
+    experts: ExpertParallel = ALL_EXPERTS,
 ) -> Model:
     """The model on the current device, with unset weights; the arguments are those of `ModelContext`.
 
-    context: the ranks that have pieces of the same rows, of our own model.
+    context: the ranks that have pieces of the same rows. experts: those over which experts are dealt out.
+    Both are of our own model.
 
     Raises UserError where a registered class makes something that llmkit cannot use (see `checked_model`).
     """
     tp = tp or TensorParallel()
     how = (operators, tp, activation_checkpointing, activation_checkpointing_every, loss_terms)
     if isinstance(spec, ModelShape):
-        model: Model = GPT(spec, *how, seed=None, context=context)
+        model: Model = GPT(spec, *how, seed=None, context=context, experts=experts)
     else:
         made_for = ModelContext(spec.vocab_size, spec.max_position_embeddings, *how)
         model = checked_model(spec.component.make(spec.section(), made_for), made_for)
-    if tp.size > 1:
-        check_placements(model)
+    if tp.size > 1 or experts.size > 1:
+        check_placements(model, tp.size > 1)
     return model
 
 
@@ -66,26 +68,30 @@ def checked_model(model: object, context: ModelContext) -> Model:
     return model
 
 
-def check_placements(model: Model) -> None:
+def check_placements(model: Model, shared: bool = True) -> None:
     """Asserts that each parameter of a sharded model is placed as its slices are, and summed as engines do.
 
-    A wrong placement would give a wrong norm or gradient, and no error.
+    A wrong placement would give a wrong norm or gradient, and no error. shared: whether there are several
+    tensor-parallel ranks.
     """
     slices = model.parameter_slices()
     vocabulary = {id(each.weight) for each in model.modules() if isinstance(each, VocabularyLayer)}
     for name, parameter in model.named_parameters():
+        stated = placement(parameter)
+        dealt = isinstance(stated["expert"], Shard)
         dims = {
             dim
             for each in slices[name]
+            if not (dealt and box_size(each.box) == 0)  # of an expert that another rank holds
             for dim, (held, full) in enumerate(zip(each.box, full_box(each.shape), strict=True))
             if held != full
         }
-        if id(parameter) in vocabulary:
+        if shared and id(parameter) in vocabulary:
             dims = {0}  # a small vocabulary may lie on one rank
-        stated = placement(parameter)
-        assert stated.summed == REPLICATED.summed, f"{name}: no engine sums gradients over {stated.summed}"
+        summed = of_experts(0).summed if dealt else REPLICATED.summed
+        assert stated.summed == summed, f"{name}: no engine sums gradients over {stated.summed}"
         along = stated["tensor"]
-        placed = {along.dim} if isinstance(along, Shard) else set()
+        placed = {along.dim} if shared and isinstance(along, Shard) else set()
         assert dims == placed, f"{name} is sharded along {dims} by its slices, and {placed} by its placement"
 
 

@@ -29,7 +29,7 @@ from llmkit.model.rope import rope_tables
 from llmkit.model.vocabulary import Embedding, Head, Positions
 from llmkit.parallel.collectives import reduce_from_group
 from llmkit.parallel.context import WHOLE_ROWS, ContextParallel
-from llmkit.parallel.mesh import TensorParallel
+from llmkit.parallel.mesh import ALL_EXPERTS, ExpertParallel, TensorParallel
 from llmkit.parallel.slices import Shape
 
 NO_TENSOR_PARALLELISM = TensorParallel()
@@ -41,7 +41,8 @@ class GPT(Model):
     """Decoder-only transformer.
 
     operators: the functions that it calls. tp: the ranks over which the model is sharded. context: those that
-    have pieces of the same rows; batches without a piece are computed on one rank all the same.
+    have pieces of the same rows; batches without a piece are computed on one rank all the same. experts:
+    those over which experts are dealt out, and which compute together.
     activation_checkpointing: what every n-th block computes again in the backward pass ("none", "selective"
     or "full"), n being `activation_checkpointing_every`. loss_terms: what is added to the cross-entropy.
     seed: of the initial weights; None leaves them unset, for weights that are read from a checkpoint.
@@ -62,9 +63,11 @@ class GPT(Model):
         loss_terms: LossTerms = CROSS_ENTROPY,
         seed: int | None = 0,
         context: ContextParallel = WHOLE_ROWS,
+        experts: ExpertParallel = ALL_EXPERTS,
     ) -> None:
         super().__init__()
-        self.shape, self.tp, self.operators, self.context = shape, tp, operators, context
+        self.shape, self.tp, self.operators = shape, tp, operators
+        self.context, self.experts = context, experts
         self.has_weights = False
         self.vocab_size, self.context_length = shape.vocab_size, shape.max_position_embeddings
         sizes = (shape.vocab_size, shape.hidden_size, tp, shape.padded_vocab_size)
@@ -84,7 +87,8 @@ class GPT(Model):
             for layer in range(shape.num_hidden_layers)
         ]
         self.blocks = nn.ModuleList(
-            Block(shape, layer, operators, tp, how, context) for layer, how in enumerate(checkpointing)
+            Block(shape, layer, operators, tp, how, context, experts)
+            for layer, how in enumerate(checkpointing)
         )
         self.norm = residual_norm(shape, tp, operators)
         terms = loss_terms._replace(softcap=shape.final_logit_softcapping or 0.0)
@@ -150,10 +154,13 @@ class GPT(Model):
 
         As fast as compiling the model at once, and compiled in one block's time. What cannot be compiled runs
         uncompiled, and `report` is called with the reason. Of blocks that are recomputed under ZeRO-3, in the
-        midst of which DeepSpeed gathers weights, the pointwise functions are compiled.
+        midst of which DeepSpeed gathers weights, the pointwise functions are compiled. Nothing is of blocks
+        whose experts are dealt out: they get another number of tokens in every step.
         """
         partitioned = any(hasattr(each, "ds_id") for each in self.parameters())
         for block in self.blocks:
+            if block.has_experts and self.experts.size > 1:
+                continue
             if partitioned and block.activation_checkpointing != "none":
                 compile_pointwise(block, self.operators, report, backend)
             else:

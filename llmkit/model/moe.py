@@ -2,7 +2,8 @@
 
 No token is dropped: copies of the tokens are sorted by expert, and one grouped product serves all of them.
 Tensor parallelism shards every expert as it shards an MLP. All ranks choose the same experts, since they
-compute the scores from the same activations.
+compute the scores from the same activations. Expert parallelism deals the experts out over ranks that have
+other tokens, and sends each token to those that hold its experts (`llmkit.kernels.expert_exchange`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from llmkit.batch import RowPiece
 from llmkit.config.model_section import Moe
 from llmkit.config.parameters import INTO_MLP
 from llmkit.config.shape import ModelShape
+from llmkit.kernels.expert_exchange import ExpertExchange
 from llmkit.kernels.experts import Dispatch, gather_from_experts, grouped_linear, scatter_to_experts
 from llmkit.kernels.operators import Operators
 from llmkit.model.layers import Layer, column_input, row_output, sequence_first, uninitialized_parameter
@@ -28,8 +30,9 @@ from llmkit.parallel.collectives import (
     replicated_weight,
 )
 from llmkit.parallel.context import WHOLE_ROWS, ContextParallel
-from llmkit.parallel.mesh import TensorParallel
-from llmkit.parallel.slices import ParameterSlice, full_slice
+from llmkit.parallel.mesh import ALL_EXPERTS, ExpertParallel, TensorParallel
+from llmkit.parallel.placement import of_experts, place
+from llmkit.parallel.slices import Box, ParameterSlice, full_slice
 
 
 class Routing(NamedTuple):
@@ -113,85 +116,122 @@ class Router(Layer):
 
 
 class ExpertsInto(Layer):
-    """The matrices that lead into the experts, those of an expert behind each other.
+    """The matrices that lead into a rank's experts, those of an expert behind each other.
 
-    projections: their names (gate_proj, up_proj). Each is sharded by its outputs.
+    experts: how many there are on all ranks. projections: their names (gate_proj, up_proj). Each is sharded
+    by its outputs.
     """
 
     def __init__(
-        self, experts: int, inputs: int, outputs: int, projections: tuple[str, ...], tp: TensorParallel
+        self,
+        experts: int,
+        inputs: int,
+        outputs: int,
+        projections: tuple[str, ...],
+        tp: TensorParallel,
+        ranks: ExpertParallel = ALL_EXPERTS,
     ) -> None:
         super().__init__()
         self.experts, self.inputs, self.outputs, self.projections = experts, inputs, outputs, projections
-        self.tp, self.local = tp, outputs // tp.size
-        self.weight = uninitialized_parameter(experts * len(projections) * self.local, inputs, sharded_dim=0)
+        self.tp, self.local, self.own = tp, outputs // tp.size, ranks.own(experts)
+        rows = len(self.own) * len(projections) * self.local
+        self.weight = uninitialized_parameter(rows, inputs, sharded_dim=0)
+        if ranks.size > 1:
+            place(self.weight, of_experts(0))
 
     def forward(self, x: Tensor, ends: Tensor) -> tuple[Tensor, ...]:
         """x: (rows, inputs), grouped by expert -> for each projection (rows, outputs / tp)."""
-        weight = self.weight.view(self.experts, -1, self.inputs)
+        weight = self.weight.view(len(self.own), -1, self.inputs)
         return grouped_linear(x, weight, ends).split(self.local, -1)
 
     def parameter_slices(self, path: str) -> dict[str, list[ParameterSlice]]:
-        """See `Layer.parameter_slices`."""
+        """See `Layer.parameter_slices`. Of experts that other ranks hold the slices are empty."""
         owned = (self.tp.rank * self.local, (self.tp.rank + 1) * self.local)
         shape, slices, start = (self.outputs, self.inputs), [], 0
         parent = path.rpartition(".")[0]
         for expert in range(self.experts):
             for projection in self.projections:
-                name, stop = f"{parent}.{expert}.{projection}.weight", start + self.local
-                slices.append(ParameterSlice(name, shape, (owned, (0, self.inputs)), start, stop))
+                name = f"{parent}.{expert}.{projection}.weight"
+                box: Box = (owned if expert in self.own else (0, 0), (0, self.inputs))
+                stop = start + box[0][1] - box[0][0]
+                slices.append(ParameterSlice(name, shape, box, start, stop))
                 start = stop
         return {"weight": slices}
 
 
 class ExpertsOut(Layer):
-    """The matrices that lead out of the experts, behind each other: (experts * outputs, inputs / tp)."""
+    """The matrices that lead out of a rank's experts, behind each other: (experts * outputs, inputs / tp).
 
-    def __init__(self, experts: int, inputs: int, outputs: int, tp: TensorParallel) -> None:
+    experts: how many there are on all ranks.
+    """
+
+    def __init__(
+        self, experts: int, inputs: int, outputs: int, tp: TensorParallel, ranks: ExpertParallel = ALL_EXPERTS
+    ) -> None:
         super().__init__()
         self.experts, self.inputs, self.outputs, self.tp = experts, inputs, outputs, tp
-        self.local = inputs // tp.size
-        self.weight = uninitialized_parameter(experts * outputs, self.local, sharded_dim=1)
+        self.local, self.own = inputs // tp.size, ranks.own(experts)
+        self.weight = uninitialized_parameter(len(self.own) * outputs, self.local, sharded_dim=1)
+        if ranks.size > 1:
+            place(self.weight, of_experts(1))
 
     def forward(self, x: Tensor, ends: Tensor) -> Tensor:
         """x: (rows, inputs / tp), grouped by expert -> this rank's term of (rows, outputs)."""
-        return grouped_linear(x, self.weight.view(self.experts, self.outputs, self.local), ends)
+        return grouped_linear(x, self.weight.view(len(self.own), self.outputs, self.local), ends)
 
     def parameter_slices(self, path: str) -> dict[str, list[ParameterSlice]]:
-        """See `Layer.parameter_slices`."""
+        """See `Layer.parameter_slices`. Of experts that other ranks hold the slices are empty."""
         inputs = (self.tp.rank * self.local, (self.tp.rank + 1) * self.local)
-        shape, parent = (self.outputs, self.inputs), path.rpartition(".")[0]
-        return {
-            "weight": [
-                ParameterSlice(
-                    f"{parent}.{expert}.down_proj.weight", shape, ((0, self.outputs), inputs),
-                    expert * self.outputs, (expert + 1) * self.outputs,
-                )
-                for expert in range(self.experts)
-            ]
-        }  # fmt: skip
+        shape, slices, start = (self.outputs, self.inputs), [], 0
+        parent = path.rpartition(".")[0]
+        for expert in range(self.experts):
+            box: Box = ((0, self.outputs if expert in self.own else 0), inputs)
+            stop = start + box[0][1]
+            slices.append(ParameterSlice(f"{parent}.{expert}.down_proj.weight", shape, box, start, stop))
+            start = stop
+        return {"weight": slices}
 
 
 class Experts(nn.Module):
-    """All experts of a layer; each is an MLP of the model's kind, without biases."""
+    """The experts of a layer; each is an MLP of the model's kind, without biases.
 
-    def __init__(self, shape: ModelShape, tp: TensorParallel, operators: Operators) -> None:
+    ranks: over which they are dealt out; each computes with its own for the tokens of all of them.
+    """
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        tp: TensorParallel,
+        operators: Operators,
+        ranks: ExpertParallel = ALL_EXPERTS,
+    ) -> None:
         super().__init__()
         moe, width, inner = shape.moe, shape.hidden_size, shape.expert_width
-        self.tp, self.k, self.experts = tp, moe.num_experts_per_tok, moe.num_experts
-        self.into = ExpertsInto(moe.num_experts, width, inner, INTO_MLP[shape.mlp], tp)
-        self.down_proj = ExpertsOut(moe.num_experts, inner, width, tp)
+        self.tp, self.k, self.experts, self.ranks = tp, moe.num_experts_per_tok, moe.num_experts, ranks
+        self.into = ExpertsInto(moe.num_experts, width, inner, INTO_MLP[shape.mlp], tp, ranks)
+        self.down_proj = ExpertsOut(moe.num_experts, inner, width, tp, ranks)
         self.activation = getattr(operators, MLPS[shape.mlp].function)
 
     def forward(self, x: Tensor, routing: Routing) -> Tensor:
-        """x: (batch, seq, width), or its piece -> the weighted sum of the experts' outputs, like x."""
+        """x: (batch, seq, width), or its piece -> the weighted sum of the experts' outputs, like x.
+
+        Where experts are dealt out, collective over their ranks, forward and backward.
+        """
         whole = column_input(x, self.tp) if self.tp.size > 1 else x
         tokens = whole.reshape(-1, whole.shape[-1])
         dispatch = Dispatch.of(routing.experts.flatten(0, 1), self.experts)
-        inner = self.activation(*self.into(scatter_to_experts(tokens, dispatch, self.k), dispatch.ends))
-        outputs = self.down_proj(inner, dispatch.ends)
+        outputs = self._outputs(scatter_to_experts(tokens, dispatch, self.k), dispatch)
         mixed = gather_from_experts(outputs, dispatch, routing.weights.flatten(0, 1)).view_as(whole)
         return row_output(sequence_first(mixed, self.tp), self.tp) if self.tp.size > 1 else mixed
+
+    def _outputs(self, copies: Tensor, dispatch: Dispatch) -> Tensor:
+        """What the experts give for copies that are grouped by expert: (copies, width), both."""
+        if self.ranks.size == 1:
+            return self.down_proj(self.activation(*self.into(copies, dispatch.ends)), dispatch.ends)
+        exchange = ExpertExchange.of(dispatch, self.ranks)
+        ends = exchange.arrived.ends
+        outputs = self.down_proj(self.activation(*self.into(exchange.to_experts(copies), ends)), ends)
+        return exchange.from_experts(outputs)
 
 
 class MixtureOfExperts(nn.Module):
@@ -203,10 +243,11 @@ class MixtureOfExperts(nn.Module):
         tp: TensorParallel,
         operators: Operators,
         context: ContextParallel = WHOLE_ROWS,
+        ranks: ExpertParallel = ALL_EXPERTS,
     ) -> None:
         super().__init__()
         self.router = Router(shape.hidden_size, shape.moe, tp, context)
-        self.experts = Experts(shape, tp, operators)
+        self.experts = Experts(shape, tp, operators, ranks)
         shared = shape.moe.shared_expert_intermediate_size
         self.shared_expert = (
             None

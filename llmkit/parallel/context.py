@@ -49,4 +49,8 @@ def context_parallel(mesh: Mesh, form: Form) -> ContextParallel:
 
 def split_mesh(mesh: Mesh, layout: Layout) -> Mesh:
     """The ranks arranged as the layout asks. Collective."""
-    return mesh.split(context=layout.context_parallel_size, tensor=layout.tensor_parallel_size)
+    return mesh.split(
+        context=layout.context_parallel_size,
+        tensor=layout.tensor_parallel_size,
+        expert=layout.expert_parallel_size,
+    )

@@ -16,7 +16,8 @@ class Layout:
     computed again in the backward pass, and in which of the blocks (1 = in all, 2 = in every second, ...).
     context_parallel_size, context_parallel_form: ranks that share each row, and how they compute attention.
     deepspeed: of a user's DeepSpeed file, what goes to DeepSpeed as it is, by dotted key. engine: what
-    trains; the native one knows stages 0 and 1 only.
+    trains; the native one knows stages 0 and 1 only. expert_parallel_size: ranks of data x context over which
+    experts are dealt out.
     """
 
     world_size: int = 1
@@ -30,6 +31,7 @@ class Layout:
     engine: Literal["native", "deepspeed"] = "native"
     context_parallel_size: int = 1
     context_parallel_form: Literal["ulysses", "ring"] = "ulysses"
+    expert_parallel_size: int = 1
 
     @property
     def data_parallel_size(self) -> int:
@@ -41,6 +43,11 @@ class Layout:
         """Ranks that see different tokens: gradients are summed, and ZeRO shares state out, over them."""
         return self.world_size // self.tensor_parallel_size
 
+    @property
+    def copies_of_experts(self) -> int:
+        """Ranks that hold the same experts, and sum their gradients."""
+        return self.replicas // self.expert_parallel_size
+
     def tokens_of(self, rows: int, length: int) -> int:
         """How many tokens of so many rows a rank computes, at most."""
         return rows * -(-length // self.context_parallel_size)
@@ -48,7 +55,7 @@ class Layout:
     @property
     def full_weights(self) -> bool:
         """Whether each process holds all weights of the model between steps, whichever engine trains it."""
-        return self.zero_stage < 3 and self.tensor_parallel_size == 1
+        return self.zero_stage < 3 and self.tensor_parallel_size == self.expert_parallel_size == 1
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, as JSON can hold them."""

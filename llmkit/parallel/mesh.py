@@ -5,7 +5,14 @@
 Tensor-parallel peers, which communicate most, are neighbours on one node. `mesh["tensor"]` is one
 dimension as this rank sees it, `mesh["data", "context"]` several of them flattened into one. Rows of a
 batch are dealt over `data`; the loss, the gradients and ZeRO's shards run over `data` and `context`. A
-further dimension (pipeline, expert) is a further name in `DIMENSIONS`.
+further dimension (pipeline) is a further name in `DIMENSIONS`.
+
+Experts are dealt out over the ranks of `data` and `context`, which are arranged once more for that, whatever
+their sizes:
+
+    data index * context size + context index = expert_data index * expert size + expert index
+
+Neighbours along `expert` hold different experts; ranks along `expert_data` hold the same ones.
 
 Why this is not torch's DeviceMesh, though `Mesh.device_mesh` gives one where a library asks for it: in
 PyTorch 2.13 that makes a group for each dimension of size 1 too, lets groups wait for PyTorch's timeout
@@ -15,7 +22,7 @@ dimensions by a private method.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from math import prod
@@ -32,6 +39,8 @@ from llmkit.parallel.roll_call import RollCall
 
 DIMENSIONS = ("data", "context", "tensor")
 """From the slowest to the fastest: neighbouring ranks differ in the last one."""
+EXPERT_DIMENSIONS = ("expert_data", "expert", "tensor")
+"""The same ranks, arranged by the experts that they hold."""
 PATIENCE = timedelta(hours=1)
 """At least this long ranks wait for each other in small messages: one may verify a large checkpoint."""
 
@@ -91,10 +100,34 @@ class TensorParallel:
 
 
 @dataclass(frozen=True)
+class ExpertParallel:
+    """What a mixture knows of the ranks over which its experts are dealt out."""
+
+    rank: int = 0
+    size: int = 1
+    group: ProcessGroup | None = None
+
+    def own(self, experts: int) -> range:
+        """The experts of this rank, of so many."""
+        share = experts // self.size
+        return range(self.rank * share, (self.rank + 1) * share)
+
+
+ALL_EXPERTS = ExpertParallel()
+"""Of a rank that holds every expert."""
+
+
+def arrangement_of(dims: Collection[str]) -> tuple[str, ...]:
+    """The dimensions along which all ranks are arranged, of those two arrangements the one with `dims`."""
+    return EXPERT_DIMENSIONS if set(dims) & set(EXPERT_DIMENSIONS[:2]) else DIMENSIONS
+
+
+@dataclass(frozen=True)
 class Mesh:
     """This rank's coordinates and process groups.
 
-    sizes: of the dimensions that are larger than 1, but for `data`, which takes the remaining ranks.
+    sizes: of the dimensions that are larger than 1, but for `data`, which takes the remaining ranks, and
+    `expert_data`, which takes those that remain beside `expert`.
     device: where this rank computes. timeout: of every group. store: where the ranks found each other.
     control: all ranks over gloo, for small messages beside training; None for a process without a process
     group. saving: another such group, for checkpoints, whose messages then need no order among the others.
@@ -115,21 +148,25 @@ class Mesh:
         """The same ranks arranged with these sizes of dimensions; `data` takes what remains. Collective.
 
         Makes the groups of each dimension, and of those over which gradients are summed, in the same order on
-        all ranks. The product of the sizes must divide the number of ranks.
+        all ranks. The product of the sizes must divide the number of ranks; that of `expert` apart, which
+        must divide the ranks along `data` and `context`.
         """
-        assert set(sizes) <= set(DIMENSIONS) - {"data"}, sizes
-        assert self.world_size % prod(sizes.values()) == 0, (self.world_size, sizes)
+        assert set(sizes) <= {*DIMENSIONS, "expert"} - {"data"}, sizes
         large = {name: size for name, size in sizes.items() if size > 1}
         mesh = replace(self, sizes=large, _groups={})
-        for dims in (*DIMENSIONS, ("data", "context")):
-            _ = mesh[dims].group
+        for arrangement in (DIMENSIONS, EXPERT_DIMENSIONS):
+            product = prod(large.get(name, 1) for name in arrangement)
+            assert self.world_size % product == 0, (self.world_size, sizes)
+        dims: tuple[str | tuple[str, ...], ...] = (*DIMENSIONS, ("data", "context"))
+        for each in (*dims, *EXPERT_DIMENSIONS[:2]) if "expert" in large else dims:
+            _ = mesh[each].group
         return mesh
 
     def __getitem__(self, dims: str | tuple[str, ...]) -> Axis:
         """The axis of one dimension, or of several flattened, whatever order they are named in."""
         names = {dims} if isinstance(dims, str) else set(dims)
         rank, size, indices = 0, 1, self._coordinates(self.rank)
-        for name in DIMENSIONS:
+        for name in arrangement_of(names):
             if name in names:
                 names.remove(name)
                 rank, size = rank * self._size(name) + indices[name], size * self._size(name)
@@ -141,33 +178,43 @@ class Mesh:
 
         Collective at its first use. An axis of all ranks has the default group.
         """
-        names = {dims} if isinstance(dims, str) else set(dims)
-        large = frozenset(name for name in names if self._size(name) > 1)
+        large = self._large({dims} if isinstance(dims, str) else set(dims))
         if large not in self._groups:
             partition: dict[tuple[int, ...], list[int]] = {}
             for rank in range(self.world_size):
                 indices = self._coordinates(rank)
-                others = tuple(indices[name] for name in DIMENSIONS if name not in large)
+                others = tuple(indices[name] for name in arrangement_of(large) if name not in large)
                 partition.setdefault(others, []).append(rank)
             self._groups[large] = self._new_group(list(partition.values()))
         return self._groups[large]
 
+    def _large(self, names: set[str]) -> frozenset[str]:
+        """The dimensions larger than 1 among these, each set of ranks by one name: where all ranks of data x
+        context are meant, by those two."""
+        large = frozenset(name for name in names if self._size(name) > 1)
+        over_experts = frozenset(name for name in EXPERT_DIMENSIONS[:2] if self._size(name) > 1)
+        if not large & over_experts or not over_experts <= large:
+            return large
+        return self._large({*large - over_experts, "data", "context"})
+
     def _size(self, name: str) -> int:
-        if name != "data":
+        if name not in ("data", "expert_data"):
             return self.sizes.get(name, 1)
-        return self.world_size // prod(self.sizes.values())
+        return self.world_size // prod(self.sizes.get(each, 1) for each in arrangement_of({name}))
 
     def _coordinates(self, rank: int) -> dict[str, int]:
-        """The index of a rank along each dimension."""
+        """The index of a rank along each dimension, of both arrangements."""
         indices = {}
-        for name in reversed(DIMENSIONS):
-            rank, indices[name] = divmod(rank, self._size(name))
+        for arrangement in (EXPERT_DIMENSIONS, DIMENSIONS):
+            rest = rank
+            for name in reversed(arrangement):
+                rest, indices[name] = divmod(rest, self._size(name))
         return indices
 
     def differs_only_in(self, rank: int, dims: tuple[str, ...]) -> bool:
         """Whether a rank has the coordinates of this one but for those along `dims`."""
         own, other = self._coordinates(self.rank), self._coordinates(rank)
-        return all(own[name] == other[name] for name in DIMENSIONS if name not in dims)
+        return all(own[name] == other[name] for name in arrangement_of(dims) if name not in dims)
 
     def _new_group(self, partition: list[list[int]]) -> ProcessGroup:
         """This rank's group of a partition of all ranks: one call each, however many groups it has."""
@@ -180,6 +227,11 @@ class Mesh:
             group = dist.new_group(mine, timeout=self.timeout, use_local_synchronization=True)
         assert group is not None
         return group
+
+    def expert_parallel(self) -> ExpertParallel:
+        """What a mixture of experts needs. Collective where `split` has not made the group."""
+        axis = self["expert"]
+        return ExpertParallel(axis.rank, axis.size, axis.group) if axis.size > 1 else ALL_EXPERTS
 
     def tensor_parallel(self, num_key_value_heads: int, sequence_parallel: bool) -> TensorParallel:
         """What layers need. Collective: makes a group where key and value heads are shared between ranks."""
@@ -250,10 +302,16 @@ def set_timeout(group: ProcessGroup | None, timeout: timedelta) -> None:
     group._get_backend(torch.device("cpu"))._set_default_timeout(timeout)
 
 
-def make_mesh(tensor_size: int, timeout: timedelta = timedelta(minutes=10), *, context_size: int = 1) -> Mesh:
+def make_mesh(
+    tensor_size: int,
+    timeout: timedelta = timedelta(minutes=10),
+    *,
+    context_size: int = 1,
+    expert_size: int = 1,
+) -> Mesh:
     """The mesh of a default process group that the caller has made. Collective."""
     mesh = Mesh(
         dist.get_rank(), dist.get_world_size(), timeout=timeout,
         control=small_group(timeout), saving=small_group(timeout),
     )  # fmt: skip
-    return mesh.split(tensor=tensor_size, context=context_size)
+    return mesh.split(tensor=tensor_size, context=context_size, expert=expert_size)

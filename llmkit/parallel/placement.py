@@ -15,7 +15,7 @@ from typing import TypeAlias
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from llmkit.parallel.mesh import DIMENSIONS
+from llmkit.parallel.mesh import arrangement_of
 
 _PLACEMENTS: WeakIdKeyDictionary = WeakIdKeyDictionary()
 """Parameter -> placement. Not an attribute: accelerate gives a parameter's attributes to its constructor."""
@@ -43,7 +43,10 @@ Along: TypeAlias = Shard | Replicate | Partial
 
 @dataclass(frozen=True)
 class Placement:
-    """Mesh dimension -> how the parameter lies along it. Dimensions not named: `Replicate`."""
+    """Mesh dimension -> how the parameter lies along it. Dimensions not named: `Replicate`.
+
+    One that names `expert` describes the ranks as they are arranged by experts: `EXPERT_DIMENSIONS`.
+    """
 
     along: Mapping[str, Along]
 
@@ -51,7 +54,7 @@ class Placement:
         return self.along.get(dim, Replicate())
 
     def _those(self, *kinds: type[Along]) -> tuple[str, ...]:
-        return tuple(name for name in DIMENSIONS if isinstance(self[name], kinds))
+        return tuple(name for name in arrangement_of(self.along) if isinstance(self[name], kinds))
 
     @cached_property  # every step asks for that of every parameter
     def sharded(self) -> tuple[str, ...]:
@@ -76,6 +79,11 @@ REPLICATED = Placement({"data": Partial(), "context": Partial()})
 def tensor_sharded(dim: int) -> Placement:
     """As `REPLICATED`, but divided along its dimension `dim` over the tensor-parallel ranks."""
     return Placement({**REPLICATED.along, "tensor": Shard(dim)})
+
+
+def of_experts(dim: int) -> Placement:
+    """Of experts that are dealt out, divided along dimension `dim` over the tensor-parallel ranks."""
+    return Placement({"expert_data": Partial(), "expert": Shard(0), "tensor": Shard(dim)})
 
 
 def place(parameter: Tensor, placement: Placement) -> None:

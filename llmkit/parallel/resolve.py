@@ -43,6 +43,7 @@ class LaunchResolver:
             engine=self._engine(stage, offload),
             context_parallel_size=parallel.context_parallel_size,
             context_parallel_form=context_form(self.config),
+            expert_parallel_size=parallel.expert_parallel_size,
         )
         self._check_training(max(1, layout.data_parallel_size))
         return layout

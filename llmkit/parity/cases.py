@@ -31,7 +31,8 @@ stage 1, DeepSpeed from stage 2 on."""
 
 @dataclass(frozen=True)
 class Case:
-    """One combination: `tensor` x `context` x `data` processes; the rest as in the configuration.
+    """One combination: `tensor` x `context` x `data` processes, experts over `expert` of the latter two; the
+    rest as in the configuration.
 
     context_form: how attention is computed where several ranks share rows. length: of the rows. forms: of
     operators, as in "attention=matmul"; those of others are chosen by rule. compiled: by
@@ -57,6 +58,7 @@ class Case:
     context: int = 1
     context_form: str = "auto"
     length: int = LENGTH
+    expert: int = 1
 
     def __str__(self) -> str:
         """Short enough for a table: `modern Z3 tp2 dp2 sp acc3 selective masked bf16 offload`."""
@@ -68,6 +70,7 @@ class Case:
             f"dp{self.data}",
         ]
         parts += [f"cp{self.context}", self.context_form] * (self.context > 1)
+        parts += [f"ep{self.expert}"] * (self.expert > 1)
         parts += [f"length {self.length}"] * (self.length != LENGTH)
         parts += ["sp"] * self.sequence_parallel + [f"acc{self.accumulation}"] * (self.accumulation > 1)
         parts += [self.activation_checkpointing] * (self.activation_checkpointing != "none") + [
@@ -95,6 +98,7 @@ class Case:
             "tensor_parallel_size": self.tensor,
             "context_parallel_size": self.context,
             "context_parallel_form": self.context_form,
+            "expert_parallel_size": self.expert,
             "sequence_parallel": self.sequence_parallel,
             "zero_stage": self.stage,
             "engine": self.engine,
@@ -250,7 +254,38 @@ windows, fewer key and value heads than ranks, and lengths that the ranks do not
 tried at every commit."""
 CONTEXT_ALWAYS = 6
 
-FURTHER = LARGE + FORMED + SETTINGS + ALONE + AVX512 + COMPILED + ADAPTERS + CONTEXT
+DEALT = [
+    Case(
+        model, stage, tensor, data, pieces, accumulation, recompute, masked, precision, "none", optimizer,
+        context=context, context_form=form, expert=expert, **others,
+    )
+    for (
+        model, stage, tensor, context, data, expert, form, masked, pieces, accumulation, recompute, precision,
+        optimizer, others,
+    ) in (
+        ("one-expert", 0, 1, 1, 2, 2, "auto", True, False, 3, "full", "fp32", "adamw", {}),
+        ("two-experts", 1, 2, 1, 2, 2, "auto", False, True, 1, "selective", "fp32", "muon", {}),
+        # the rest beside them
+        ("one-expert", 1, 1, 2, 2, 4, "ring", True, False, 3, "none", "fp32", "muon", {"length": 37}),
+        ("two-experts", 1, 1, 2, 2, 2, "ulysses", True, False, 1, "full/2", "fp32", "adamw", {}),
+        ("two-experts", 0, 1, 2, 2, 4, "ulysses", False, False, 3, "none", "fp32", "adamw", {}),
+        ("one-expert", 1, 2, 1, 2, 2, "auto", True, True, 3, "full", "fp32", "adamw", {}),
+        ("one-expert", 0, 2, 1, 2, 2, "auto", False, False, 1, "selective", "fp32", "muon", {}),
+        ("two-experts", 0, 2, 2, 1, 2, "ring", True, False, 1, "none", "fp32", "adamw", {}),
+        ("one-expert", 1, 1, 1, 2, 2, "auto", False, False, 1, "selective", "fp32", "muon", {}),
+        ("two-experts", 0, 1, 1, 2, 2, "auto", True, False, 1, "none", "fp32", "muon", {}),
+        ("two-experts", 0, 1, 1, 2, 2, "auto", True, False, 3, "full", "fp32", "adamw", {}),
+        ("sigmoid-experts", 1, 1, 1, 2, 2, "auto", True, False, 1, "selective", "fp32", "muon", {}),
+        ("two-experts", 1, 1, 1, 2, 2, "auto", False, False, 1, "none", "fp32", "adamw", {"adapters": True}),
+        ("one-expert", 1, 1, 1, 2, 2, "auto", True, False, 1, "full", "fp32", "adamw", {"compiled": True}),
+        ("two-experts", 1, 2, 2, 2, 4, "ulysses", True, False, 1, "full", "fp32", "muon", {}),
+    )
+]  # fmt: skip
+"""Experts that are dealt out, over ranks with other rows and with other tokens of them. The first two are
+tried at every commit. All in fp32: in bf16 some tokens choose other experts by rounding alone."""
+DEALT_ALWAYS = 2
+
+FURTHER = LARGE + FORMED + SETTINGS + ALONE + AVX512 + COMPILED + ADAPTERS + CONTEXT + DEALT
 
 
 def all_cases() -> Iterator[Case]:

@@ -71,8 +71,8 @@ def _run(cases: list[Case], rank_info: RankInfo) -> int:
                 print(f"{case} is left out: {why}", flush=True)
 
         @cache
-        def mesh(tensor_size: int, context_size: int) -> Mesh:
-            return joined.split(tensor=tensor_size, context=context_size)
+        def mesh(tensor_size: int, context_size: int, expert_size: int) -> Mesh:
+            return joined.split(tensor=tensor_size, context=context_size, expert=expert_size)
 
         for verdict in run_cases(cases, mesh, joined.device):
             print(verdict.row(), flush=True)

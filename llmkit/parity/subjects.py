@@ -81,6 +81,20 @@ MODELS = {
             norm_topk_prob=False, router_aux_loss_coef=0.3,
         ),
     ),
+    "one-expert": replace(
+        MODERN, num_hidden_layers=3, norm_placement="both",
+        moe=Moe(
+            num_experts=4, num_experts_per_tok=1, moe_intermediate_size=20, norm_topk_prob=False,
+            shared_expert_intermediate_size=24, first_dense_layers=1, router_aux_loss_coef=0.3,
+            router_z_loss_coef=0.02,
+        ),
+    ),
+    "two-experts": replace(
+        MODERN,
+        moe=Moe(
+            num_experts=8, num_experts_per_tok=2, moe_intermediate_size=16, router_aux_loss_coef=0.3,
+        ),
+    ),
     "large": replace(
         GPT2, vocab_size=40_501, padded_vocab_size=40_501, hidden_size=256, head_dim=64, num_hidden_layers=1,
     ),
@@ -90,8 +104,9 @@ and value heads than tensor-parallel ranks, a head of its own. Odd: a vocabulary
 key and value head, tied. QK-norm: a norm on each head's query and key. Even: sizes that fp8
 takes on two ranks. Everything: what recent small recipes add. Olmo, Gemma: what
 published families add. Experts: a mixture in all layers but the first, in sizes that grouped products do not
-take; another one in sizes that they take. Large: an embedding of more than 10
-million elements, since a sum in fp32 may be wrong only where it is long."""
+take; another one in sizes that they take. One-expert, two-experts: mixtures that 2 and 4 ranks can deal out,
+by the experts of a token. Large: an embedding of more than 10 million elements, since a sum in fp32 may be
+wrong only where it is long."""
 
 
 ADAPTERS = Lora(rank=3, alpha=7.0)

@@ -53,16 +53,17 @@ HEADING = (
 
 
 def run_cases(
-    cases: Iterable[Case], meshes: Callable[[int, int], Mesh], device: torch.device
+    cases: Iterable[Case], meshes: Callable[[int, int, int], Mesh], device: torch.device
 ) -> Iterator[Verdict]:
     """A verdict a case on rank 0, none on the others; all must run it to its end.
 
-    cases: for as many processes as there are. meshes: tensor- and context-parallel size -> mesh.
+    cases: for as many processes as there are. meshes: tensor-, context- and expert-parallel
+    size -> mesh.
     """
     alone = lru_cache(maxsize=None)(run_alone)
     for case in cases:
         start = time.monotonic()
-        mesh = meshes(case.tensor, case.context)
+        mesh = meshes(case.tensor, case.context, case.expert)
         try:
             found = run_case(case, mesh, device)
         except ValueError as error:

@@ -84,7 +84,10 @@ def with_losses(activations: int, buffers: Mapping[str, int]) -> int:
 
 def groups_of_ranks(layout: Layout) -> int:
     """Groups that a process sends to."""
-    sizes = layout.replicas, layout.tensor_parallel_size, layout.context_parallel_size
+    sizes = (
+        layout.replicas, layout.tensor_parallel_size, layout.context_parallel_size,
+        layout.expert_parallel_size,
+    )  # fmt: skip
     return sum(size > 1 for size in sizes)
 
 

@@ -66,6 +66,8 @@ def layout_text(layout: Layout) -> str:
         text += f", tensor parallel x {layout.tensor_parallel_size}"
     if layout.context_parallel_size > 1:
         text += f", context parallel x {layout.context_parallel_size} ({layout.context_parallel_form})"
+    if layout.expert_parallel_size > 1:
+        text += f", experts over {layout.expert_parallel_size}"
     return text + " (DeepSpeed)" * (layout.engine == "deepspeed")
 
 

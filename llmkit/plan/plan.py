@@ -44,7 +44,8 @@ class Kernels:
     """How the heavy operators are computed.
 
     compiled: whether torch.compile is used. operators: the form of each, by `llmkit.plan.operators`. notes:
-    why something that was left open is not used. eager_blocks: whether recomputed blocks are not compiled.
+    why something that was left open is not used. eager_blocks: whether those blocks are not
+    compiled that are recomputed under ZeRO-3, or have experts that are dealt out.
     uncompiled: why torch.compile is not used, where it is not.
     timed: the forms of attention of which the fastest is found by measuring (`timed_forms`).
     off: why fast kernels are not used.

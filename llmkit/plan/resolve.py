@@ -142,6 +142,10 @@ def _kernels(
         uncompiled = "it cannot take recomputed blocks under ZeRO-3"
         notes.append(f"training without torch.compile: {uncompiled}")
         compiled = eager_blocks = False
+    if compiled and layout.expert_parallel_size > 1:
+        eager_blocks = True
+        what = "they get another number of tokens in every step"
+        notes.append(f"blocks whose experts are dealt out are not compiled: {what}")
     shape = _gpt_shape(config, vocab_size)
     situation = Situation(
         config, shape, layout, precision, device, compiled and not eager_blocks, known.attention

@@ -71,19 +71,32 @@ class _Elements:
     gradients: int
     own: Sequence[int]
 
+    def with_those(self, others: _Elements) -> _Elements:
+        """Those of both."""
+        own = [mine + theirs for mine, theirs in zip(self.own, others.own, strict=True)]
+        return _Elements(self.weights + others.weights, self.gradients + others.gradients, own)
+
 
 def state_memory(
     config: Config, model: AnyModel, precision: Precision, layout: Layout, sizes: BucketSizes = BUCKET_SIZES
 ) -> State:
     """The state of each process of a layout. sizes: of the buckets in which gradients lie."""
-    stored = stored_parameters(model, config.train.lora, layout.tensor_parallel_size)
+    ranks = layout.tensor_parallel_size, layout.expert_parallel_size
+    stored = stored_parameters(model, config.train.lora, *ranks)
     form = config.train.lora.base_form
     trained = [each for each in stored if each.trained]
     plain = [each for each in stored if not each.trained and not (each.linear and form is not None)]
     groups = assign(trained_tensors(model.tensors, config.train.lora), config.optimizer)
     number = {name: index for index, group in enumerate(groups) for name in group.names}
-    numbered = [(each.elements, number[each.tensors[0]]) for each in trained]
-    found = _elements(numbered, len(groups), precision, layout, sizes)
+    found = _Elements(0, 0, [0] * len(groups))
+    for dealt in (False, True):  # whose gradients are summed over other ranks, in buckets of their own
+        numbered = [
+            (each.elements, number[each.tensors[0]])
+            for each in trained
+            if (each.expert and layout.expert_parallel_size > 1) == dealt
+        ]
+        replicas = layout.copies_of_experts if dealt else layout.replicas
+        found = found.with_those(_elements(numbered, len(groups), precision, layout, sizes, replicas))
     frozen = sum(_share(each.elements, layout) for each in plain) * BYTES[precision.weights]
     if form is not None:
         linear = [tensor for tensor in model.tensors if tensor.linear]
@@ -118,9 +131,11 @@ def _elements(
     precision: Precision,
     layout: Layout,
     sizes: BucketSizes,
+    ranks: int,
 ) -> _Elements:
-    """parameters: elements of each and the number of its group, in the model's order."""
-    ranks, own = layout.replicas, [0] * groups
+    """parameters: elements of each and the number of its group, in the model's order. ranks: which hold the
+    same of them without ZeRO."""
+    own = [0] * groups
     if layout.engine == "native" and layout.zero_stage == 1 and ranks > 1:
         whole = 0
         for bucket in fill(parameters, sizes.native, ranks):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from llmkit.config.adapters import LORA_A, trained_tensors
 from llmkit.config.custom_model import AnyModel
 from llmkit.config.lora_section import Lora
-from llmkit.config.parameters import FullTensor
+from llmkit.config.parameters import EXPERTS, FullTensor
 from llmkit.config.shape import ModelShape
 
 COLUMN = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
@@ -25,7 +25,7 @@ class Stored(NamedTuple):
     """A parameter of a rank. name: `FullTensor.stored_in`. elements: of this rank, padding included.
 
     tensors: names of the full tensors that it holds (a part of). linear: whether it is the weight of a linear
-    layer of a block.
+    layer of a block. expert: whether it is of experts.
     """
 
     name: str
@@ -33,35 +33,40 @@ class Stored(NamedTuple):
     tensors: tuple[str, ...]
     trained: bool
     linear: bool = False
+    expert: bool = False
 
 
-def stored_parameters(model: AnyModel, lora: Lora, tensor_parallel_size: int = 1) -> tuple[Stored, ...]:
-    """The parameters of a tensor-parallel rank in the model's order, adapters behind all others.
+def stored_parameters(
+    model: AnyModel, lora: Lora, tensor_parallel_size: int = 1, expert_parallel_size: int = 1
+) -> tuple[Stored, ...]:
+    """The parameters of a rank in the model's order, adapters behind all others.
 
-    Every rank has as many elements of each. Of a registered model all are taken to be shared evenly, which
-    is a lower bound.
+    Every rank has as many elements of each; `tensors` names those of all experts, on whatever rank they are.
+    Of a registered model all are taken to be shared evenly, which is a lower bound.
     """
+    ranks = (tensor_parallel_size, expert_parallel_size)
     if not lora.rank:
-        return _stored(model, model.tensors, tensor_parallel_size, trained=True)
+        return _stored(model, model.tensors, ranks, trained=True)
     adapters = trained_tensors(model.tensors, lora)
     return (
-        *_stored(model, model.tensors, tensor_parallel_size, trained=False),
-        *_stored(model, adapters, tensor_parallel_size, trained=True),
+        *_stored(model, model.tensors, ranks, trained=False),
+        *_stored(model, adapters, ranks, trained=True),
     )
 
 
 def _stored(
-    model: AnyModel, tensors: Sequence[FullTensor], ranks: int, *, trained: bool
+    model: AnyModel, tensors: Sequence[FullTensor], ranks: tuple[int, int], *, trained: bool
 ) -> tuple[Stored, ...]:
     together: dict[str, list[FullTensor]] = {}
     for tensor in tensors:
         together.setdefault(tensor.stored_in, []).append(tensor)
     return tuple(
         Stored(
-            name, sum(_elements(model, each, ranks) for each in held),
-            tuple(each.name for each in held), trained, held[0].linear,
+            name, sum(_elements(model, each, ranks[0]) for each in held) // (ranks[1] if expert else 1),
+            tuple(each.name for each in held), trained, held[0].linear, expert,
         )
         for name, held in together.items()
+        for expert in [EXPERTS in held[0].name]
     )  # fmt: skip
 
 

@@ -57,6 +57,12 @@ def open_subject(load: Load, path: str, overrides: Sequence[str], tokens: float 
             f"plan: {path}: {given}: estimates do not know rows that several processes share; plan with the "
             "size 1 and shorter rows"
         )
+    if config.parallel.expert_parallel_size > 1:
+        given = first.settings.describe("parallel.expert_parallel_size")
+        raise UserError(
+            f"plan: {path}: {given}: estimates do not know the exchange of tokens between experts; plan with "
+            "the size 1. What a process keeps from step to step is said when the run starts"
+        )
     if known_vocab_size(config) is None:
         kind = config.data.tokenizer.type
         raise UserError(

@@ -203,6 +203,8 @@ def _layout(run: RunRecord) -> str:
         parts.append(f"tensor parallel x {size}")
     if isinstance(size := layout.get("context_parallel_size"), int) and size > 1:
         parts.append(f"context parallel x {size}")
+    if isinstance(size := layout.get("expert_parallel_size"), int) and size > 1:
+        parts.append(f"experts over {size}")
     micro, steps = run.manifest.get("micro_batch_size"), run.manifest.get("accumulation_steps")
     if isinstance(micro, int) and isinstance(steps, int):
         parts.append(f"micro-batches of {micro} x {steps}")

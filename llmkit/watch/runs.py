@@ -142,10 +142,11 @@ def _layout(manifest: dict[str, Any]) -> str | None:
     world = whole(at(manifest, "layout", "world_size"))
     if world is None:
         return None
-    names = ("zero_stage", "tensor_parallel_size", "context_parallel_size")
-    stage, tensor, context = (whole(at(manifest, "layout", name)) for name in names)
+    names = ("zero_stage", "tensor_parallel_size", "context_parallel_size", "expert_parallel_size")
+    stage, tensor, context, experts = (whole(at(manifest, "layout", name)) for name in names)
     how = [f"ZeRO-{stage}"] * bool(stage) + [f"TP {tensor}"] * ((tensor or 1) > 1)
     how += [f"CP {context}"] * ((context or 1) > 1)
+    how += [f"EP {experts}"] * ((experts or 1) > 1)
     return f"{world}: {', '.join(how)}" if how else str(world)
 
 

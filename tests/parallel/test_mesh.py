@@ -157,14 +157,49 @@ def test_what_is_no_dimension_or_does_not_divide_is_refused():
 
 
 def test_a_further_dimension_is_a_further_name(monkeypatch):
-    dimensions = ("pipeline", "data", "context", "expert", "tensor")
+    dimensions = ("pipeline", "data", "context", "tensor")
     monkeypatch.setattr(mesh_module, "DIMENSIONS", dimensions)
-    with fake_ranks(13, 24) as joined:  # 2 x 3 x 1 x 2 x 2
-        mesh = joined.split(pipeline=2, expert=2, tensor=2)
-        assert [mesh[name].rank for name in dimensions] == [1, 0, 0, 0, 1]
+    with fake_ranks(13, 24) as joined:  # 2 x 3 x 2 x 2
+        mesh = joined.split(pipeline=2, context=2, tensor=2)
+        assert [mesh[name].rank for name in dimensions] == [1, 0, 0, 1]
         assert members(mesh, "pipeline") == [1, 13]
-        assert members(mesh, "data", "context") == [13, 17, 21]
-        assert members(mesh, "data", "expert") == [13, 15, 17, 19, 21, 23]
+        assert members(mesh, "data", "context") == [13, 15, 17, 19, 21, 23]
+        assert members(mesh, "data", "tensor") == [12, 13, 16, 17, 20, 21]
+
+
+@pytest.mark.parametrize("rank", range(12))
+def test_experts_are_dealt_out_over_neighbours_that_have_other_tokens(rank):
+    """12 ranks: data 3, context 2, tensor 2; the six with other tokens in two groups of three."""
+    flat, tensor = rank // 2, rank % 2
+    with fake_ranks(rank, 12) as joined:
+        mesh = joined.split(tensor=2, context=2, expert=3)
+        assert (mesh["expert"].rank, mesh["expert"].size) == (flat % 3, 3)
+        assert (mesh["expert_data"].rank, mesh["expert_data"].size) == (flat // 3, 2)
+        assert members(mesh, "expert") == [2 * (flat // 3 * 3 + each) + tensor for each in range(3)]
+        assert members(mesh, "expert_data") == [2 * (flat % 3 + each) + tensor for each in (0, 3)]
+        assert mesh["expert_data", "expert"].group is mesh["data", "context"].group
+        assert mesh["expert_data", "expert"].rank == mesh["data", "context"].rank
+        assert mesh["expert", "tensor"].rank == 2 * (flat % 3) + tensor
+        alike = [other for other in range(12) if mesh.differs_only_in(other, ("expert_data",))]
+        assert alike == members(mesh, "expert_data")
+        ranks = mesh.expert_parallel()
+        assert ranks.group is mesh["expert"].group
+        assert list(ranks.own(6)) == [2 * ranks.rank, 2 * ranks.rank + 1]
+
+
+def test_experts_over_all_ranks_with_other_tokens_cost_no_group_of_their_own():
+    with fake_ranks(5, 8) as joined:
+        mesh, before = joined.split(tensor=2, context=2, expert=4), groups()
+        assert mesh["expert"].group is mesh["data", "context"].group and mesh["expert_data"].group is None
+        assert joined.split(tensor=2)["expert_data"].size == 4 and joined["expert"].size == 1
+        assert mesh["expert_data", "tensor"].group is mesh["tensor"].group
+        assert mesh.expert_parallel().size == 4 and groups() - before == 2
+
+
+def test_experts_need_ranks_that_they_divide():
+    for sizes in ({"expert": 4}, {"expert": 2, "tensor": 2}, {"expert_data": 2}):
+        with pytest.raises(AssertionError):
+            Mesh(0, 6).split(**sizes)
 
 
 def sums() -> dict[str, Any]:

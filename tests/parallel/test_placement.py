@@ -14,17 +14,19 @@ from llmkit.engine.deepspeed import mark_sharded
 from llmkit.model.build import check_placements
 from llmkit.model.gpt import GPT
 from llmkit.parallel import placement as module
-from llmkit.parallel.mesh import DIMENSIONS, TensorParallel
+from llmkit.parallel.mesh import DIMENSIONS, ExpertParallel, TensorParallel
 from llmkit.parallel.placement import (
     REPLICATED,
     Partial,
     Placement,
     Replicate,
     Shard,
+    of_experts,
     place,
     placement,
     tensor_sharded,
 )
+from llmkit.parity.subjects import MODELS
 from tests.shapes import GPT2_STYLE, LLAMA_STYLE
 
 SHAPES: dict[str, ModelShape] = {
@@ -76,6 +78,23 @@ def test_what_follows_from_a_placement():
     )  # fmt: skip
     assert (REPLICATED.sharded, REPLICATED.copies) == ((), DIMENSIONS)
     assert REPLICATED.summed == ("data", "context")
+
+
+def test_experts_that_are_dealt_out_are_summed_over_the_ranks_that_hold_the_same():
+    dealt = of_experts(1)
+    assert dealt.sharded == ("expert", "tensor") and dealt["tensor"] == Shard(1)
+    assert dealt.copies == dealt.summed == ("expert_data",)
+
+
+def test_a_wrong_placement_of_dealt_out_experts_is_noticed():
+    with torch.device("meta"):
+        model = GPT(MODELS["one-expert"], experts=ExpertParallel(1, 2), seed=None)
+    check_placements(model, shared=False)
+    weight = model.get_parameter("blocks.1.mlp.experts.into.weight")
+    for wrong in (tensor_sharded(0), of_experts(0).along | {"expert": Replicate()}):
+        place(weight, wrong if isinstance(wrong, Placement) else Placement(wrong))
+        with pytest.raises(AssertionError, match=r"into\.weight"):
+            check_placements(model, shared=False)
 
 
 def test_a_parameter_that_nobody_has_described_is_replicated():

@@ -21,11 +21,13 @@ def judge(cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def mesh_maker() -> Callable[..., Mesh]:
-    """Tensor- and context-parallel size -> mesh of the world that was joined, each made once; alone a mesh
-    of one."""
+    """Tensor-, context- and expert-parallel size -> mesh of the world that was joined, each made once; alone
+    a mesh of one."""
 
     @cache
-    def mesh(tensor_size: int, context_size: int = 1) -> Mesh:
-        return make_mesh(tensor_size, context_size=context_size) if dist.is_initialized() else Mesh()
+    def mesh(tensor_size: int, context_size: int = 1, expert_size: int = 1) -> Mesh:
+        if not dist.is_initialized():
+            return Mesh()
+        return make_mesh(tensor_size, context_size=context_size, expert_size=expert_size)
 
     return mesh

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -14,8 +15,10 @@ import llmkit.parity.run
 from llmkit.batch import IGNORE, Batch, Ranges, RowPiece
 from llmkit.config.context import Form, row_pieces
 from llmkit.engine.deepspeed import mark_sharded
+from llmkit.engine.masters import SeveralMasters
 from llmkit.engine.native import NativeEngine
 from llmkit.engine.zero import ZeroEngine
+from llmkit.kernels.expert_exchange import ExpertExchange
 from llmkit.kernels.experts import Dispatch
 from llmkit.model import attention, layers, moe, norm
 from llmkit.model.positions import Span
@@ -113,6 +116,41 @@ def returned_out_of_order() -> Any:
     return patch.object(moe, "gather_from_experts", gather)
 
 
+def divided_once_more() -> Any:
+    """The gradients of experts are a mean over the ranks among which they are dealt out."""
+    real = SeveralMasters.reduce
+
+    def reduce(self: SeveralMasters) -> None:
+        real(self)
+        for held in self.parts[1].held:
+            assert held.tensor.grad is not None
+            held.tensor.grad /= 2
+
+    return patch.object(SeveralMasters, "reduce", reduce)
+
+
+def own_experts_counted() -> Any:
+    """The norm of the gradient has this rank's experts alone."""
+    real = NativeEngine._where
+
+    def where(self: NativeEngine, name: str) -> tuple[tuple[str, ...], bool]:
+        dims, alone = real(self, name)
+        return tuple(dim for dim in dims if dim != "expert"), alone
+
+    return patch.object(NativeEngine, "_where", where)
+
+
+def sent_back_out_of_order() -> Any:
+    """What the experts give is sent back in another order than it came."""
+    real = ExpertExchange.from_experts
+
+    def from_experts(self: ExpertExchange, outputs: Tensor) -> Tensor:
+        arrived = self.arrived._replace(inverse=self.arrived.order, order=self.arrived.inverse)
+        return real(replace(self, arrived=arrived), outputs)
+
+    return patch.object(ExpertExchange, "from_experts", from_experts)
+
+
 @contextmanager
 def mean_of_means() -> Iterator[None]:
     """Each rank divides by its own targets, and the ranks' means are averaged."""
@@ -159,10 +197,15 @@ MISTAKES: dict[str, Mistake] = {
 OF_EXPERTS: dict[str, Mistake] = {
     each.__name__: each for each in (choices_not_summed, balance_of_a_piece, returned_out_of_order)
 }
+WITH_DEALT_OUT: dict[str, Mistake] = {
+    each.__name__: each for each in (divided_once_more, own_experts_counted, sent_back_out_of_order)
+}
 CASES = [
     Case("odd", stage, 2, 2, True, 3, "none", True, "fp32", "none") for stage in (0, 2)
 ]  # everything at once that a mistake may need
 CASES_OF_EXPERTS = [Case("experts", 0, 2, 1, True, 3, "none", True, "fp32", "none")]
+
+CASES_OF_DEALT_OUT = [Case("one-expert", 1, 1, 2, False, 3, "full", True, "fp32", "none", expert=2)]
 
 
 def positions_restarted() -> Any:
@@ -233,8 +276,10 @@ def failures() -> dict[str, dict[str, list[str]]]:
 
 
 def failures_with_experts() -> dict[str, dict[str, list[str]]]:
-    """The same of mixtures of experts."""
-    return _failures(OF_EXPERTS, CASES_OF_EXPERTS)
+    """The same of mixtures of experts, and of those that ranks deal out."""
+    found = _failures(OF_EXPERTS, CASES_OF_EXPERTS)
+    dealt_out = _failures(WITH_DEALT_OUT, CASES_OF_DEALT_OUT)
+    return {**found, **dealt_out, "": {**found[""], **dealt_out[""]}}
 
 
 def _failures(mistakes: dict[str, Mistake], cases: list[Case]) -> dict[str, dict[str, list[str]]]:

@@ -18,6 +18,8 @@ from llmkit.parity.cases import (
     COMPILED,
     CONTEXT,
     CONTEXT_ALWAYS,
+    DEALT,
+    DEALT_ALWAYS,
     FORMED,
     LARGE,
     SETTINGS,
@@ -45,9 +47,11 @@ CAN_COMPILE = not compiler_missing(torch.device("cpu"))
 TO_COMPILE = COMPILED if CAN_COMPILE else []
 SHARED_ROWS = [case for case in CONTEXT if CAN_COMPILE or not case.compiled]
 BY_AVX512 = AVX512 if has_avx512_bf16() and TO_COMPILE else []
-CASES = covering() + LARGE + FORMED + SETTINGS + ALONE + ADAPTERS + TO_COMPILE + BY_AVX512 + SHARED_ROWS
+DEALT_OUT = [case for case in DEALT if CAN_COMPILE or not case.compiled]
+CASES = covering() + LARGE + FORMED + SETTINGS + ALONE + ADAPTERS + TO_COMPILE + BY_AVX512
+CASES += SHARED_ROWS + DEALT_OUT
 ALWAYS = {*few(covering()), LARGE[-1], *FORMED, *SETTINGS, *ADAPTERS, ALONE[-1], *BY_AVX512}
-ALWAYS |= {*CONTEXT[:CONTEXT_ALWAYS]}
+ALWAYS |= {*CONTEXT[:CONTEXT_ALWAYS], *DEALT[:DEALT_ALWAYS]}
 
 
 @pytest.fixture(scope="module")

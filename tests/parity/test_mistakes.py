@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.parity.mistakes import CASES, CASES_OF_EXPERTS, CONTEXT_CASES
+from tests.parity.mistakes import CASES, CASES_OF_DEALT_OUT, CASES_OF_EXPERTS, CONTEXT_CASES
 from tests.ranks import run_ranks
 
 CAUGHT_BY = {
@@ -82,4 +82,19 @@ def test_a_mistake_with_experts_is_caught(found_of_experts, case):
         lines = found_of_experts[mistake][str(case)]
         assert any(line.startswith(caught_by) for line in lines), (mistake, lines)
     assert found_of_experts[""][str(case)] == []
-    assert set(found_of_experts) == {"", *OF_EXPERTS_CAUGHT_BY}
+
+
+DEALT_OUT_CAUGHT_BY = {
+    "divided_once_more": "initial gradient (blocks.",
+    "own_experts_counted": "initial norm",
+    "sent_back_out_of_order": "initial loss",
+}
+
+
+@pytest.mark.parametrize("case", CASES_OF_DEALT_OUT, ids=str)
+def test_a_mistake_with_experts_that_are_dealt_out_is_caught(found_of_experts, case):
+    for mistake, caught_by in DEALT_OUT_CAUGHT_BY.items():
+        lines = found_of_experts[mistake][str(case)]
+        assert any(line.startswith(caught_by) for line in lines), (mistake, lines)
+    assert found_of_experts[""][str(case)] == []
+    assert set(found_of_experts) == {"", *OF_EXPERTS_CAUGHT_BY, *DEALT_OUT_CAUGHT_BY}

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from llmkit.config.model_section import Model
+from llmkit.config.parameters import EXPERTS
 from llmkit.config.schema import Config
 from llmkit.parallel.layout import Layout
+from llmkit.parity.subjects import MODELS
 from llmkit.plan.buckets import BucketSizes
 from llmkit.plan.state_memory import State, state_memory
 from llmkit.precision import PRECISIONS
@@ -83,6 +86,19 @@ def test_a_slice_of_each_bucket_is_padded_to_whole_lines() -> None:
     matrices = sum(t.shape[0] * t.shape[1] for t in SHAPE.tensors if t.hidden)
     moments = state_memory(made, SHAPE, BF16, layout).moments
     assert moments / 4 == pytest.approx((2 * N - matrices) / 4, rel=1e-3), "Muon's have one"
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_experts_that_are_dealt_out_are_shared_by_those_that_hold_the_same(stage: int) -> None:
+    shape = MODELS["two-experts"]
+    experts = sum(math.prod(each.shape) for each in shape.tensors if EXPERTS in each.name)
+    rest = shape.num_parameters - experts
+    found = state_memory(
+        config(), shape, BF16, Layout(8, zero_stage=stage, expert_parallel_size=4), BucketSizes(native=2**30)
+    )
+    assert found.weights == pytest.approx(2 * (rest + experts / 4), rel=0.02)
+    masters = rest / 8 + experts / 4 / 2 if stage else rest + experts / 4
+    assert found.masters == pytest.approx(4 * masters, rel=0.02)
 
 
 def test_frozen_weights_have_neither_gradients_nor_moments() -> None:

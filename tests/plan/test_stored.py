@@ -14,7 +14,7 @@ from llmkit.config.lora_section import Lora
 from llmkit.config.parameters import FullTensor
 from llmkit.model.gpt import GPT
 from llmkit.model.lora import add_adapters
-from llmkit.parallel.mesh import TensorParallel
+from llmkit.parallel.mesh import ExpertParallel, TensorParallel
 from llmkit.parity.subjects import MODELS
 from llmkit.plan.stored import stored_parameters
 
@@ -27,7 +27,7 @@ SHAPES = {**MODELS, "padded": replace(MODELS["odd"], padded_vocab_size=128)}
 @pytest.mark.parametrize("lora", [Lora(), LORA], ids=["all", "adapters"])
 def test_they_are_those_of_the_model(name: str, ranks: int, lora: Lora) -> None:
     shape = SHAPES[name]
-    if name == "sigmoid-experts" and lora.rank:
+    if name in ("sigmoid-experts", "two-experts") and lora.rank:
         lora = lora.model_copy(update={"targets": lora.targets[:3]})  # it has no other linear layer
     if shape.num_key_value_heads * shape.head_dim % ranks:
         pytest.skip("no such layout")
@@ -53,6 +53,18 @@ def test_they_are_those_of_the_model(name: str, ranks: int, lora: Lora) -> None:
     shared = shape.moe is not None and shape.moe.shared_expert_intermediate_size is not None
     mlps = [shared or not shape.has_experts(layer) for layer in range(shape.num_hidden_layers)]
     assert len(linear) == 2 * len(mlps) + 2 * sum(mlps)
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_of_experts_that_are_dealt_out_a_rank_has_its_share(rank: int) -> None:
+    shape = MODELS["two-experts"]
+    with torch.device("meta"):
+        model = GPT(shape, tp=TensorParallel(1, 2), experts=ExpertParallel(rank, 4), seed=None)
+    parts, found = model.parameter_slices(), stored_parameters(shape, Lora(), 2, 4)
+    assert [(each.elements, each.tensors, each.expert) for each in found] == [
+        (each.numel(), tuple(part.name for part in parts[path]), "mlp.experts" in path)
+        for path, each in model.named_parameters()
+    ]
 
 
 def test_of_a_registered_model_each_rank_has_a_share() -> None:
