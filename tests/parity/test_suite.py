@@ -46,7 +46,7 @@ def test_pieces_that_are_no_whole_are_a_difference_and_the_next_case_is_judged(a
         patch.object(suite, "run_case", run_case),
         patch.object(suite, "run_alone", lambda *_: alone),
     ):
-        first, second = run_cases(CASES, lambda tensor, context: Mesh(), torch.device("cpu"))
+        first, second = run_cases(CASES, lambda tensor, context, experts: Mesh(), torch.device("cpu"))
     assert [verdict.case for verdict in (first, second)] == ran == CASES
     assert [each.sort for each in first.differences] == ["state"]
     assert "an element is missing" in first.row() and first.failures
