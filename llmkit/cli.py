@@ -14,14 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmkit import __version__
-from llmkit.build_locks import clear_build_locks
 from llmkit.checkpoints.options import add_checkpoint_command
 from llmkit.cluster.options import add_jobs_options, add_submit_options
 from llmkit.command_line import CommandParser, Commands, add_branch, add_config, count, positive, to_stderr
-from llmkit.config.redaction import without_access
+from llmkit.completion import ASKED, add_completion_options, offer, shell_code
 from llmkit.convert.options import add_export_command, add_import_command
 from llmkit.doctor.options import add_doctor_options
-from llmkit.end_file import end_file, errors_recorded
+from llmkit.error_text import show_error, wants_color
 from llmkit.errors import AlreadyReported, RunFault, UserError
 from llmkit.evaluation.options import add_evaluate_command
 from llmkit.generation.options import add_generate_command
@@ -31,7 +30,6 @@ from llmkit.planner.options import add_plan_options
 from llmkit.recipes.options import add_ladder_options, add_new_options
 from llmkit.report.options import add_report_command
 from llmkit.serve.options import add_serve_command
-from llmkit.stopping import STOPPED, restarts_failed
 from llmkit.watch.options import add_runs_command, add_top_command
 
 
@@ -44,12 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # As YAML reads it, too. Names of files may be no UTF-8.
         out.reconfigure(errors="backslashreplace")
     parser = _parser()
+    if ASKED in os.environ:
+        offer(parser)
     options, rest = parser.parse_known_args(arguments)
     # argparse does not see overrides behind an option as such.
-    if any(part.startswith("-") and "=" not in part for part in rest) or (
-        rest and "overrides" not in options
-    ):
-        options.parser.error(f"unknown arguments: {' '.join(rest)}{_meant(options.parser, rest)}")
+    if any(part.startswith("-") for part in rest) or (rest and "overrides" not in options):
+        options.parser.error(f"unknown arguments: {' '.join(rest)}{_meant(options, rest)}")
     if rest:
         options.overrides = [*options.overrides, *rest]
     try:
@@ -58,12 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(options.command(options, started))
     except AlreadyReported as end:
         return end.code
-    except UserError as error:
-        print(f"llmkit: {without_access(error)}", file=sys.stderr)
-        return 2
-    except RunFault as fault:
-        print(f"llmkit: {without_access(fault)}", file=sys.stderr)
-        return 1
+    except (UserError, RunFault) as error:
+        from llmkit.config.redaction import without_access
+
+        show_error(f"llmkit: {without_access(error)}", sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
     except BrokenPipeError:  # the reader of our output has gone, as in `llmkit config ... | head`
         _drop_output()
         return 1
@@ -71,10 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         what = f" {error.filename}" if error.filename else ""
-        print(
+        show_error(
             f"llmkit: no room to write{what}: {error.strerror}; make room on that disk, or send the output "
             "to another one",
-            file=sys.stderr,
+            sys.stderr,
         )
         _drop_output()
         return 1
@@ -83,12 +80,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _meant(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> str:
-    """The options of a command that are like unknown ones, as a question; "" where none is."""
-    known = re.findall(r"(?<!\S)--[a-z-]+", parser.format_help())
-    close = [difflib.get_close_matches(part.partition("=")[0][:40], known, n=1) for part in unknown]
-    found = dict.fromkeys(option for options in close for option in options)
-    return f"; did you mean {' '.join(found)}?" if found else ""
+def _meant(options: argparse.Namespace, unknown: Sequence[str]) -> str:
+    """The options of a command, and the settings, that are like unknown ones, as a question; "" for none."""
+    known = re.findall(r"(?<!\S)--[a-z-]+", options.parser.format_help())
+    found = list[str]()
+    for part, behind in zip(unknown, [*unknown[1:], ""]):
+        name, _, value = part.partition("=")
+        if close := difflib.get_close_matches(name[:40], known, n=1, cutoff=0.7):
+            found += close
+        elif "overrides" in options and name.startswith("--"):
+            from llmkit.config.keys import suggest
+
+            value = value or ("" if behind.startswith("-") else behind) or "VALUE"
+            found += [f"{key}={value}" for key in suggest(name[2:])]
+    return f"; did you mean {' '.join(dict.fromkeys(found))}?" if found else ""
 
 
 def _open_closed_streams() -> None:
@@ -116,6 +121,9 @@ def _drop_output() -> None:
 
 
 def _train(options: argparse.Namespace, started: float) -> int:
+    from llmkit.end_file import end_file, errors_recorded
+    from llmkit.stopping import STOPPED, restarts_failed
+
     with errors_recorded(os.environ):
         code = _train_run(options, started)
     # A launcher would call a process that ends with 75 failed, and start it again where it may; who reads
@@ -130,6 +138,8 @@ def _train_run(options: argparse.Namespace, started: float) -> int:
 
     if options.fresh and options.allow_data_change:
         raise UserError("train: --fresh begins a run, --allow-data-change goes on with one; leave one out")
+    from llmkit.build_locks import clear_build_locks
+
     clear_build_locks(os.environ, lambda text: print(f"llmkit: {text}", file=sys.stderr))
     try:
         loaded = load(options.config, options.overrides)
@@ -154,25 +164,15 @@ def _train_run(options: argparse.Namespace, started: float) -> int:
 
 def _config(options: argparse.Namespace, started: float) -> int:
     from llmkit.api import load
-    from llmkit.config.show import show, show_keys
+    from llmkit.config_command import keys_command, schema_command, settings_command
 
-    if options.keys:
-        names = [] if options.config is None else [options.config, *options.overrides]
-        if names and os.path.isfile(names[0]):  # whose plugins may have settings of their own
-            print(show_keys(names[1:], type(load(names[0]).config)), end="")
-        else:
-            print(show_keys(names), end="")
-    elif options.config is None:
-        raise UserError("config: name a configuration file, or ask for --keys")
-    else:
-        from llmkit.plan import resolve_plan
-        from llmkit.plan.text import show_plan
-
-        loaded = load(options.config, options.overrides)
-        plan, run = resolve_plan(loaded), loaded.config.run
-        folder = os.path.abspath(os.path.join(run.dir, run.name))
-        print(f"{folder}\n" if options.run_folder else show(loaded, show_plan(plan)), end="")
-    return 0
+    if sum((options.keys, options.schema, options.run_folder)) > 1:
+        raise UserError("config: --keys, --schema and --run-folder exclude each other")
+    if options.keys or options.schema:
+        return (keys_command if options.keys else schema_command)(options, load)
+    if options.config is None:
+        raise UserError("config: name a configuration file, or ask for --keys or --schema")
+    return settings_command(options, load, wants_color(sys.stdout))
 
 
 def _data(options: argparse.Namespace, started: float) -> int:
@@ -207,7 +207,7 @@ def _data(options: argparse.Namespace, started: float) -> int:
     elif options.action == "inspect":
         from llmkit.data.inspect_command import inspect_command, rows_command
 
-        color = _wants_color(options.color)
+        color = options.color == "always" or (options.color == "auto" and wants_color(sys.stdout))
         if options.step is None and options.sample is None:
             inspect_command(config, prepared, options.count, color, options.json)
         else:
@@ -242,13 +242,6 @@ def _reference(options: argparse.Namespace, started: float) -> int:
 
     loaded = load(options.config, options.overrides)
     return reference_command(loaded, os.environ, lambda report: tokenizer_of_folder(loaded, report))
-
-
-def _wants_color(asked: str) -> bool:
-    """auto = on a terminal, unless NO_COLOR is set (no-color.org)."""
-    if asked == "auto":
-        return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    return asked == "always"
 
 
 def _doctor(options: argparse.Namespace, started: float) -> int:
@@ -299,18 +292,24 @@ def _jobs(options: argparse.Namespace, started: float) -> int:
     return jobs_command(options)
 
 
+def _completion(options: argparse.Namespace, started: float) -> int:
+    print(shell_code(options.shell), end="")
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="llmkit", description="Trains, fine-tunes and uses GPT-style language models."
     )
     parser.add_argument("--version", action="version", version=f"llmkit {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in (
-        _train_parser, _config_parser, _data_parser, _reference_parser, add_generate_command,
-        add_evaluate_command, add_serve_command, add_inspect_command, add_import_command,
-        add_export_command, add_checkpoint_command, add_sync_command, add_report_command, add_top_command,
-        add_runs_command, _plan_parser, _submit_parser, _jobs_parser, _new_parser, _ladder_parser,
-        _doctor_parser,
+        _train_parser, _new_parser, _config_parser, _plan_parser, _data_parser, _reference_parser,
+        _ladder_parser,
+        add_generate_command, add_evaluate_command, add_serve_command, add_inspect_command,
+        add_import_command, add_export_command,
+        add_runs_command, add_top_command, add_report_command, add_checkpoint_command, add_sync_command,
+        _doctor_parser, _submit_parser, _jobs_parser, _completion_parser,
     ):  # fmt: skip
         add(commands)
     return parser
@@ -347,6 +346,12 @@ def _config_parser(commands: Commands) -> None:
         help="print all settings with their meaning instead, or only the settings and sections named; "
         "after a CONFIG, those of its plugins too",
     )
+    config.add_argument(
+        "--schema",
+        action="store_true",
+        help="print a JSON schema of configurations, for editors; after a CONFIG, with its plugins' settings",
+    )
+    config.add_argument("--json", action="store_true", help="print JSON: settings, origins and plan, or keys")
     config.add_argument("--run-folder", action="store_true", help="check all of it, and print the run folder")
     config.set_defaults(command=_config, parser=config)
 
@@ -359,7 +364,7 @@ def _plan_parser(commands: Commands) -> None:
 
 def _data_parser(commands: Commands) -> None:
     data = commands.add_parser("data", help="build, verify or look at the token shards of a configuration")
-    actions = data.add_subparsers(metavar="ACTION", dest="action", required=True)
+    actions = data.add_subparsers(title="actions", metavar="ACTION", dest="action", required=True)
     for name, what in (
         ("build", "tokenize the sources into shards"),
         ("verify", "check every checksum of the shards"),
@@ -395,7 +400,10 @@ def _add_inspect_options(action: argparse.ArgumentParser) -> None:
         help="how long live sources may be tokenized for --step or --sample; default: 5",
     )
     action.add_argument("--json", action="store_true", help="print JSON")
-    action.add_argument("--color", choices=["auto", "always", "never"], default="auto")
+    action.add_argument(
+        "--color", choices=["auto", "always", "never"], default="auto",
+        help="of tokens; auto: on a terminal, without NO_COLOR",
+    )  # fmt: skip
 
 
 def _reference_parser(commands: Commands) -> None:
@@ -438,3 +446,9 @@ def _ladder_parser(commands: Commands) -> None:
     ladder = commands.add_parser("ladder", help="predict a loss from the smaller runs of `new --ladder`")
     add_ladder_options(ladder)
     ladder.set_defaults(command=_ladder, parser=ladder)
+
+
+def _completion_parser(commands: Commands) -> None:
+    completion = commands.add_parser("completion", help="print what a shell needs to complete llmkit's words")
+    add_completion_options(completion)
+    completion.set_defaults(command=_completion, parser=completion)

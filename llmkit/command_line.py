@@ -9,9 +9,14 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
+import shutil
 import sys
-from typing import TypeAlias
+from collections.abc import Sequence
+from typing import Any, NoReturn, TypeAlias
 
+from llmkit.command_examples import HEADINGS, example_text
+from llmkit.error_text import WIDEST, show_error, terminal_width
 from llmkit.errors import UserError
 
 DATA_POSITIONS = ("keep", "new")
@@ -19,7 +24,48 @@ Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Names the choice that was probably meant by one that does not exist, commands included."""
+    """A parser whose help has defaults and examples, and whose errors say what was probably meant.
+
+    Without arguments, a command that has commands below it shows its help. Where a command takes settings,
+    they may be written as options, too (`settings_as_overrides`).
+    """
+
+    helps_when_alone = True
+    """Whether it does; not where a shell asks what may follow."""
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("formatter_class", _HelpFormatter)
+        super().__init__(**options)
+        self.register("action", "parsers", _CommandsAction)
+        self.epilog = self.epilog or example_text(self.prog.partition(" ")[2]) or None
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's own; without arguments, shows the help of a command that has others below it."""
+        args = sys.argv[1:] if args is None else list(args)
+        if not args and self._subparsers is not None and self.helps_when_alone:
+            self.print_help()
+            self.exit()
+        if any(action.dest == "overrides" for action in self._actions):
+            try:
+                args = settings_as_overrides(args)
+            except ValueError as fault:
+                self.error(str(fault))
+        return super().parse_known_args(args, namespace)
+
+    def format_usage(self) -> str:
+        """In short, for errors: what is required, and `[options]` for all else."""
+        shown = [action for action in self._actions if not action.option_strings or action.required]
+        groups = [group for group in self._mutually_exclusive_groups if group.required]
+        for group in groups:
+            shown += group._group_actions
+        formatter = _HelpFormatter(f"{self.prog} [options]")
+        formatter.add_usage(None, shown, groups)
+        return formatter.format_help()
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the program with code 2, after the message and the usage."""
+        show_error(f"{self.prog}: error: {message}", sys.stderr)
+        self.exit(2, f"{self.format_usage().rstrip()}\n{self.prog} --help says more\n")
 
     def _check_value(self, action: argparse.Action, value: object) -> None:
         if action.choices is None or value in action.choices:
@@ -28,6 +74,77 @@ class CommandParser(argparse.ArgumentParser):
         close = difflib.get_close_matches(str(value)[:40], choices, n=1)
         hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(choices)}"
         raise argparse.ArgumentError(action, f"there is no {str(value)[:40]!r}; {hint}")
+
+
+class _CommandsAction(argparse._SubParsersAction):
+    """Commands below another one; each is described by the line that stands in the list of them."""
+
+    def add_parser(self, name: str, **options: Any) -> Any:
+        if text := options.get("help", ""):
+            options.setdefault("description", text[:1].upper() + text[1:].rstrip(".") + ".")
+        return super().add_parser(name, **options)
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Help that names defaults, keeps the lines of examples, and lists commands under headings."""
+
+    def __init__(self, prog: str, **options: Any) -> None:
+        width = min(terminal_width(sys.stdout) or shutil.get_terminal_size().columns, WIDEST) - 2
+        super().__init__(prog, **{"max_help_position": 28, "width": width, **options})
+
+    def add_argument(self, action: argparse.Action) -> None:
+        super().add_argument(action)
+        if isinstance(action, _CommandsAction):  # whose commands are indented once more than is counted
+            longest = max(len(name) for name in action.choices)
+            self._action_max_length = max(self._action_max_length, longest + 6)
+
+    def _format_action(self, action: argparse.Action) -> str:
+        if not isinstance(action, _CommandsAction):
+            return super()._format_action(action)
+        lines = list[str]()
+        for command in action._get_subactions():
+            if (heading := HEADINGS.get(command.dest)) and self._prog.count(" ") == 0:
+                lines.append(f"{chr(10) if lines else ''}{'':>{self._current_indent}}{heading}:\n")
+            self._indent()
+            lines.append(super()._format_action(command))
+            self._dedent()
+        return "".join(lines)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith("examples:") else super()._fill_text(text, width, indent)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        nothing = any(action.default is none for none in (None, False, argparse.SUPPRESS))
+        if nothing or action.default == [] or "default" in text or not action.option_strings:
+            return text
+        return f"{text}; default: %(default)s"
+
+
+_SETTING = re.compile(
+    r"--?(?P<key>[A-Za-z_]\w*(?:\.[^.\[\]=\s]+|\[[^\[\]=\s]+\])+)(?P<value>=.*)?", re.DOTALL
+)
+
+
+def settings_as_overrides(arguments: Sequence[str]) -> list[str]:
+    """Arguments with `--section.key value` and `--section.key=value` as `section.key=value`.
+
+    No option has a dot or a bracket in its name. Raises ValueError where the value is missing.
+    """
+    found, left = list[str](), iter(arguments)
+    for argument in left:
+        setting = _SETTING.fullmatch(argument)
+        if setting is None:
+            found.append(argument)
+            continue
+        value = setting["value"]
+        if value is None:
+            text = next(left, None)
+            if text is None or text.startswith("--") or re.match(r"[A-Za-z_]\w*[.\[][^=]*=", text):
+                raise ValueError(f"{argument} has no value; write {setting['key']}=VALUE")
+            value = f"={text}"
+        found.append(setting["key"] + value)
+    return found
 
 
 def count(text: str, least: int = 0, most: int = 2**63 - 1) -> int:
@@ -92,7 +209,10 @@ def wrong_branch(branch: str | None, data_position: str | None) -> str | None:
 def add_run(parser: argparse.ArgumentParser) -> None:
     """Adds RUN, --ema and --precision, of commands that use a trained model."""
     add_weights(parser)
-    parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto")
+    parser.add_argument(
+        "--precision", choices=["auto", "bf16", "fp32"], default="auto",
+        help="of the arithmetic; auto: bf16 where the device has units for it",
+    )  # fmt: skip
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from llmkit.cli import _wants_color, main
+from llmkit.cli import main
 from llmkit.plan.operators import FORMS
 from tests.program import environment, make_project
 
@@ -53,7 +53,11 @@ def test_sampling_does_not_import_the_compiler():
         (["generate", "run", "--prompt", "x", "--precision", "fp23"], "did you mean fp32?"),
         (["train", "tiny.yaml", "--frehs"], "unknown arguments: --frehs; did you mean --fresh?"),
         (["evaluate", "run", "--date=x.txt"], "did you mean --data?"),
-        (["dance"], "choose from train, config, data, reference, generate, evaluate"),
+        (["train", "tiny.yaml", "--lr=3e-4"], "did you mean optimizer.learning_rate=3e-4?"),
+        (["train", "tiny.yaml", "--max_iters", "5", "--quite"], "mean train.max_steps=5 --quiet?"),
+        (["config", "tiny.yaml", "--warmup"], "did you mean schedule.warmup_steps=VALUE?"),
+        (["config", "tiny.yaml", "--run.seed", "--keys"], "--run.seed has no value; write run.seed=VALUE"),
+        (["dance"], "choose from train, new, config, plan, data, reference"),
     ],
 )
 def test_a_choice_that_does_not_exist_is_wrong_usage_and_the_nearest_is_named(arguments, says, capsys):
@@ -68,12 +72,30 @@ def test_overrides_may_stand_behind_options(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["train", "tiny.yaml", "--fresh", "train.max_steps=x"]) == 2
     assert "train.max_steps" in capsys.readouterr().err
-    assert main(["train", "tiny.yaml", "--train.max_steps=3"]) == 2
-    assert "no dashes" in capsys.readouterr().err
+    assert main(["train", "tiny.yaml", "-train.max_steps=x"]) == 2
+    assert "train.max_steps" in capsys.readouterr().err
     for wrong in (["train", "tiny.yaml", "--frehs"], ["generate", "run", "--prompt", "x", "y=3"]):
         with pytest.raises(SystemExit) as stop:
             main(wrong)
         assert stop.value.code == 2
+
+
+def test_settings_may_be_written_as_options(tmp_path, monkeypatch, capsys):
+    make_project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    given = ["--run.seed=7", "--train.max_steps", "9", "--data.sources[0].weight", "2"]
+    assert main(["config", "tiny.yaml", *given]) == 0
+    shown = [line.split()[:2] for line in capsys.readouterr().out.splitlines() if "# command line" in line]
+    assert shown == [["seed:", "7"], ["weight:", "2.0"], ["max_steps:", "9"]]
+
+
+@pytest.mark.parametrize("arguments", [[], ["data"], ["checkpoint"]])
+def test_a_command_alone_that_has_commands_below_it_shows_its_help(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    shown, wrong = capsys.readouterr()
+    assert (stop.value.code, wrong) == (0, "")
+    assert shown.startswith("usage: llmkit") and ("train" if not arguments else "verify") in shown
 
 
 def test_config_finds_what_tensor_parallelism_does_not_divide(project, capsys):
@@ -195,7 +217,11 @@ def test_options_that_exclude_each_other_are_refused(arguments, capsys):
 def test_usage_asks_only_for_what_is_required(capsys):
     with pytest.raises(SystemExit):
         main(["train"])
-    assert capsys.readouterr().err.endswith("the following arguments are required: CONFIG\n")
+    assert capsys.readouterr().err.splitlines() == [
+        "llmkit train: error: the following arguments are required: CONFIG",
+        "usage: llmkit train [options] CONFIG [section.key=value ...]",
+        "llmkit train --help says more",
+    ]
 
 
 def test_a_reader_that_leaves_early_is_no_error(tmp_path):
@@ -206,22 +232,6 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path):
     )
     assert "Traceback" not in done.stderr
     assert done.stdout.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("asked", "terminal", "no_color", "wanted"),
-    [
-        ("always", False, "1", True),
-        ("never", True, "", False),
-        ("auto", True, "", True),
-        ("auto", True, "1", False),
-        ("auto", False, "", False),
-    ],
-)
-def test_colours_are_for_terminals_unless_asked_for(monkeypatch, asked, terminal, no_color, wanted):
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
-    monkeypatch.setenv("NO_COLOR", no_color)
-    assert _wants_color(asked) is wanted
 
 
 def test_a_prompt_that_is_no_text_is_refused(capsys):

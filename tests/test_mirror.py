@@ -32,7 +32,6 @@ ELSEWHERE = {
     "data/building/opened.py": "data/test_prepared.py",
     "data/building/progress.py": "data/building/test_build_source.py",
     "data/inspect_figures.py": "data/test_inspect.py",
-    "data/lane_cursors.py": "data/test_loader.py",
     "data/located.py": "test_evaluation_data.py",
     "data/rank_batch.py": "data/test_loader.py",
     "data/mixing.py": "data/test_sampler.py",

@@ -90,7 +90,7 @@ def test_every_command_runs_in_order(project, capsys, monkeypatch):
         ran.add(command[0])
         printed += capsys.readouterr().out
     wanted = "train generate evaluate config data doctor new reference inspect serve export report runs top "
-    wanted += "checkpoint plan"
+    wanted += "checkpoint plan completion"
     assert ran == set(wanted.split())
     for part in ("bits per byte", "serving 'sft'", "transformers", "gives llmkit's logits", "an adapter of"):
         assert part in printed, part

@@ -10,18 +10,18 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "llmkit"
 DESIGN = (PACKAGE.parent / "docs/design.md").read_text()
 LAYERS = (
-    {"errors", "precision", "cores", "extras", "ports", "proc"},
+    {"errors", "precision", "cores", "extras", "ports", "proc", "command_examples", "error_text"},
     {"files", "file_lock", "registry", "stopping", "batch", "end_file"},
     {"config", "ownership", "build_locks"},
     {"parallel", "data", "run_folder", "command_line", "slurm"},
     {"kernels"},
-    {"checkpoint", "optim", "monitor", "plan", "prompts"},
+    {"checkpoint", "optim", "monitor", "plan", "prompts", "completion"},
     {"model", "device", "hf", "watch", "watchdog", "copies", "estimate"},
     {"weights"},
     {"engine", "layers", "evaluation_data", "doctor", "cluster"},
     {"inference", "parity", "calibration", "recipes", "report", "checkpoints"},
     {"generation", "preference", "planner"},
-    {"evaluation"},
+    {"evaluation", "config_command"},
     {"loop", "inspect", "serve", "convert"},
     {"train"},
     {"api"},

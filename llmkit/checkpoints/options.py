@@ -17,7 +17,7 @@ def add_checkpoint_command(commands: Commands) -> None:
     """Adds `llmkit checkpoint`."""
     what = "list, verify, compare, average, delete, copy or fetch checkpoints, or ask a run for one"
     parser = commands.add_parser("checkpoint", help=what)
-    actions = parser.add_subparsers(metavar="ACTION", dest="action", required=True)
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", dest="action", required=True)
     _list_parser(actions)
     _verify_parser(actions)
     _diff_parser(actions)

@@ -7,8 +7,6 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from llmkit.config.mistakes import display
-
 NAMES = r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(,[A-Za-z0-9_][A-Za-z0-9_.+-]*)*"
 HOSTS = r"[A-Za-z0-9_][A-Za-z0-9_.\[\],-]*"
 JOB_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -54,6 +52,8 @@ def wrong_value(field: Field, value: str) -> str | None:
     """What is wrong with the value of an option, as a sentence; None where nothing is."""
     if len(value) <= LONGEST and re.fullmatch(field.pattern, value, re.ASCII):
         return None
+    from llmkit.config.mistakes import display  # not at the top: every command reads this file
+
     return f"--{field.name}: {display(value)} is not of its form, such as {field.example}"
 
 
@@ -62,6 +62,8 @@ def further_options(words: Sequence[str]) -> Iterator[tuple[str, str | None, str
     for word in words:
         found = re.fullmatch(r"--([a-z][a-z-]*)(?:=(.+))?", word, re.DOTALL)
         if found is None:
+            from llmkit.config.mistakes import display
+
             yield "", None, f"--sbatch-option: {display(word)} is no option such as --licenses=disk"
             continue
         name, value = found[1], found[2]

@@ -15,7 +15,7 @@ from llmkit.config.initial_model import ReadModel, differing, with_stored_model
 from llmkit.config.keys import all_keys
 from llmkit.config.layers import Layer, Layers, flat, mixed, tied
 from llmkit.config.mistakes import COMMAND_LINE, Mistake, display, error, printable
-from llmkit.config.override import apply_override
+from llmkit.config.override import apply_overrides
 from llmkit.config.paths import with_home
 from llmkit.config.remarks import remarks
 from llmkit.config.schema import PLUGIN, Config
@@ -79,9 +79,8 @@ def load(
     shown = str(path)
     tree = files.read(Path(path), printable(shown, 1000), ())
     files.layers.layers.append(Layer(COMMAND_LINE, {}))
-    for override in overrides:
-        for key, node in apply_override(tree, override, files.mistakes).items():
-            files.layers.layers[-1].settings.update(flat(node, key))
+    for key, node in apply_overrides(tree, overrides, files.mistakes):
+        files.layers.layers[-1].settings.update(flat(node, key))
     if tree is None:
         raise error(files.mistakes, shown)
     stored = None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+from collections.abc import Iterator, Sequence
 
 from llmkit.config.file_text import UnreadableError
 from llmkit.config.mistakes import (
@@ -14,7 +16,7 @@ from llmkit.config.mistakes import (
     printable,
     without_secrets,
 )
-from llmkit.config.schema import default_source_name
+from llmkit.config.schema import Config, default_source_name
 from llmkit.config.tree import Node, merge
 from llmkit.config.yaml_reader import read_value
 
@@ -24,7 +26,22 @@ MAX_KEY_PARTS = 16
 _PART = r"[^.\[\]]+"
 _KEY = re.compile(rf"{_PART}(\.{_PART}|\[[^\[\]]+\])*")
 _EXAMPLE = "overrides are written section.key=value, such as train.max_steps=100"
+_NAMED = re.compile(r"(?P<key>[A-Za-z_]\w*(?:\.[\w-]+|\[[^\[\]]+\])+)\s*[:=]?\s*(?P<value>.*)", re.DOTALL)
 _CONFIGURATIONS = (".yaml", ".yml", ".json")
+
+
+def apply_overrides(
+    tree: Node | None, words: Sequence[str], mistakes: list[Mistake]
+) -> Iterator[tuple[str, Node]]:
+    """Sets each `section.key=value`, as `apply_override` does; yields the settings by their dotted keys."""
+    for word, right in joined(words):
+        if right:
+            form = without_secrets(as_utf8(right))
+            shown = form if form.endswith(NOT_SHOWN) else as_utf8(word)
+            what = "a setting is written with `=` between key and value, without spaces"
+            mistakes.append(Mistake(f"{COMMAND_LINE}: {shown}", what, f"write {shlex.quote(form)}"))
+        else:
+            yield from apply_override(tree, word, mistakes).items()
 
 
 def apply_override(tree: Node | None, override: str, mistakes: list[Mistake]) -> dict[str, Node]:
@@ -58,6 +75,28 @@ def apply_override(tree: Node | None, override: str, mistakes: list[Mistake]) ->
             hidden = location.endswith(NOT_SHOWN)
             mistakes.append(Mistake(location, "the value cannot be read") if hidden else stop.mistake)
     return {}
+
+
+def joined(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The overrides among the words of a command line, each with its right form if it is written otherwise.
+
+    As in `train.max_steps 5`, `train.max_steps: 5`, `train.max_steps = 5`; the form is "" where all is well.
+    """
+    left = list(words)
+    while left:
+        word = left.pop(0)
+        named = None if re.search(r"=.", word, re.DOTALL) else _NAMED.fullmatch(word)
+        if named is None or re.split(r"[.\[]", word)[0] not in Config.model_fields:
+            yield word, ""
+            continue
+        given, value = [word], named["value"]
+        while left and not value and "=" not in left[0].lstrip("=") and not _NAMED.fullmatch(left[0]):
+            given.append(left.pop(0))
+            value = given[-1].lstrip("=") if given[-1] not in (":", "=") else ""
+        if word.endswith("=") and not value:
+            yield word, ""  # an empty value, which is null
+        else:
+            yield " ".join(given), f"{named['key']}={value or 'VALUE'}"
 
 
 def _no_override(text: str) -> str:

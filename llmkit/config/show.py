@@ -43,17 +43,46 @@ def show(loaded: Loaded, derived: str) -> str:
     return text + "".join(f"# note: {remark}\n" for remark in loaded.remarks)
 
 
+def show_section(loaded: Loaded, name: str) -> str:
+    """One section of what `show` gives."""
+    lines = to_yaml(loaded.config, loaded.origins).splitlines(keepends=True)
+    first = next(number for number, line in enumerate(lines) if line.startswith(f"{name}:"))
+    behind = (number for number, line in enumerate(lines) if number > first and line[0] not in " -")
+    return "".join(lines[first : next(behind, len(lines))])
+
+
 def show_keys(names: Sequence[str] = (), schema: type[Config] = Config) -> str:
     """The reference as plain text: what each setting takes, its default, its meaning.
 
     names: dotted settings or sections to show; all settings if empty. Raises UserError for others.
     """
-    shown = [key for name in names for key in _keys_of(name, schema)] if names else keys(schema)
     blocks = (
         f"{k.path}\n    {k.allowed}{f' (default: {k.default})' if k.default else ''}\n    {k.doc}\n"
-        for k in shown
+        for k in keys_named(names, schema)
     )
     return "\n".join(blocks)
+
+
+def keys_named(names: Sequence[str] = (), schema: type[Config] = Config) -> list[Key]:
+    """The settings, and what is in the sections, that are named; all settings if none is.
+
+    Raises UserError for names of neither.
+    """
+    return [key for name in names for key in _keys_of(name, schema)] if names else keys(schema)
+
+
+def coloured(text: str) -> str:
+    """What `show` gives, for a terminal: defaults recede, what was given and notes stand out."""
+    lines = []
+    for line in text.split("\n"):
+        setting, mark, origin = line.partition("  # ")
+        if line.startswith("# note:"):
+            line = f"\x1b[33m{line}\x1b[0m"
+        elif mark and setting and not line.startswith("#"):
+            style = ("2", "2") if origin == "default" else ("1", "36")
+            line = f"\x1b[{style[0]}m{setting}\x1b[0m{mark[:2]}\x1b[{style[1]}m# {origin}\x1b[0m"
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def _keys_of(name: str, schema: type[Config]) -> list[Key]:

@@ -38,7 +38,13 @@ def add_generate_command(commands: Commands) -> None:
 
 
 def _add_prompts(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--prompt", action="append", default=[], help="may be given several times")
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="what to continue; may be given several times",
+    )
     parser.add_argument(
         "--prompt-file",
         type=Path,
@@ -57,7 +63,9 @@ def _add_prompts(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--max-new-tokens", type=positive, default=200)
+    parser.add_argument(
+        "--max-new-tokens", type=positive, default=200, metavar="N", help="most tokens of an answer"
+    )
     parser.add_argument(
         "--stop",
         action="append",
@@ -66,14 +74,28 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         help="ends an answer; may be given several times",
     )
     parser.add_argument("--num-samples", type=positive, default=1, metavar="N", help="answers to each prompt")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 = always the likeliest token")
-    parser.add_argument("--top-k", type=count, default=0, help="only the k likeliest tokens; 0 = all")
     parser.add_argument(
-        "--top-p", type=float, default=1.0, help="only the likeliest tokens of this total probability"
+        "--temperature", type=float, metavar="T", default=0.8, help="0 = always the likeliest token"
     )
-    parser.add_argument("--repetition-penalty", type=float, default=1.0)
     parser.add_argument(
-        "--seed", type=count, default=0, help="of the first answer to each prompt; of the next one, 1 more"
+        "--top-k", type=count, default=0, metavar="K", help="only the k likeliest tokens; 0 = all"
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="only the likeliest tokens of this total probability",
+    )
+    parser.add_argument(
+        "--repetition-penalty", type=float, default=1.0, metavar="X", help="above 1: less of what is there"
+    )
+    parser.add_argument(
+        "--seed",
+        type=count,
+        default=0,
+        metavar="N",
+        help="of the first answer to each prompt; of the next one, 1 more",
     )
 
 

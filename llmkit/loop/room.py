@@ -10,7 +10,7 @@ from llmkit.checkpoint.keeping import step_of
 from llmkit.checkpoint.read import folders
 from llmkit.checkpoint.rule import count_for_good, is_kept
 from llmkit.config.load import Loaded
-from llmkit.config.memory import checkpoint_bytes, parameter_bytes, show_bytes
+from llmkit.config.memory import parameter_bytes, show_bytes
 from llmkit.config.shape import ModelShape
 from llmkit.cores import host_memory
 from llmkit.plan import Plan
@@ -90,7 +90,7 @@ def require_disk(loaded: Loaded, plan: Plan, folder: RunFolder) -> None:
     While a save is under way there is one more than is kept; those that are there need no more.
     """
     kept = loaded.config.checkpoint.keep_last + loaded.config.checkpoint.keep_best
-    folder.require_space(_saved(plan) * max(1, kept + 1 - len(folders(folder.checkpoints))))
+    folder.require_space(plan.checkpoint_bytes * max(1, kept + 1 - len(folders(folder.checkpoints))))
 
 
 def disk_warning(loaded: Loaded, plan: Plan, folder: RunFolder, step: int) -> str | None:
@@ -106,16 +106,12 @@ def disk_warning(loaded: Loaded, plan: Plan, folder: RunFolder, step: int) -> st
     for_good = sum(is_kept(step_of(path), checkpoint.keep_every, None) for path in there)
     for_good += count_for_good(checkpoint, step, max(step, train.max_steps))
     count = for_good + checkpoint.keep_last + checkpoint.keep_best + 1 - len(there)
-    needed, free = _saved(plan) * count, shutil.disk_usage(folder.path).free
+    needed, free = plan.checkpoint_bytes * count, shutil.disk_usage(folder.path).free
     if needed <= free:
         return None
     return (
         f"the disk of {folder.path.absolute()} will be full before step {train.max_steps:,}: {count:,} more "
-        f"checkpoints of {show_bytes(_saved(plan))} need {show_bytes(needed)}, free are {show_bytes(free)}; "
-        f"make room meanwhile, or raise {loaded.settings.describe('checkpoint.keep_every')}"
+        f"checkpoints of {show_bytes(plan.checkpoint_bytes)} need {show_bytes(needed)}, free are "
+        f"{show_bytes(free)}; make room meanwhile, or raise "
+        f"{loaded.settings.describe('checkpoint.keep_every')}"
     )
-
-
-def _saved(plan: Plan) -> int:
-    """Bytes of a checkpoint."""
-    return int(checkpoint_bytes(plan.kept_tensors) * plan.num_trained)

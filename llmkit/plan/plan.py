@@ -11,7 +11,7 @@ from llmkit.config.adapters import trained_tensors
 from llmkit.config.custom_model import AnyModel
 from llmkit.config.derive import rows_per_rank
 from llmkit.config.groups import describe_groups
-from llmkit.config.memory import kept_tensors
+from llmkit.config.memory import checkpoint_bytes, kept_tensors
 from llmkit.config.parameters import FullTensor, count_elements
 from llmkit.config.schema import Config
 from llmkit.parallel.accelerate import AccelerateConfig
@@ -120,6 +120,11 @@ class Plan:
     def kept_tensors(self) -> float:
         """Moments, and the moving average, per trained parameter; see `llmkit.config.memory.kept_tensors`."""
         return kept_tensors(self.trained, self.config.optimizer, self.config.train.ema)
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Bytes of a checkpoint: fp32 values of all that is trained, with what is kept beside them."""
+        return int(checkpoint_bytes(self.kept_tensors) * self.num_trained)
 
     @property
     def tokens_per_step(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from llmkit.config.derive import INTERMEDIATE_SIZES
 from llmkit.config.groups import describe_groups
@@ -25,16 +25,20 @@ def show_plan(plan: Plan) -> str:
 
 
 def _show_values(plan: Plan) -> str:
-    rows = list(derived_values(plan))
+    return show_rows("derived", list(derived_values(plan)))
+
+
+def show_rows(title: str, rows: Sequence[Row]) -> str:
+    """Values, a line each, as YAML comments under a title."""
     names = max(len(name) for name, _, _ in rows)
     values = max(len(_grouped(value)) for _, value, _ in rows)
     lines = [f"#   {name:<{names}}  {_grouped(value):<{values}}  {how}\n" for name, value, how in rows]
-    return "# derived:\n" + "".join(lines)
+    return f"# {title}:\n" + "".join(lines)
 
 
 def derived_values(plan: Plan) -> Iterator[Row]:
     """All derived values, in the order in which they are worth reading."""
-    yield from _model(plan)
+    yield from model_values(plan)
     yield from _groups(plan)
     yield from _layout(plan)
     yield from _memory(plan)
@@ -42,7 +46,8 @@ def derived_values(plan: Plan) -> Iterator[Row]:
     yield from _kernels(plan)
 
 
-def _model(plan: Plan) -> Iterator[Row]:
+def model_values(plan: Plan) -> Iterator[Row]:
+    """Sizes of the model."""
     model, shape = plan.config.model, plan.model
     known, given = plan.pending.get("vocab_size") != WITH_TOKENIZER, "as given"
     vocab_how = "the tokenizer's size" if model.vocab_size == "auto" else given
@@ -108,6 +113,12 @@ def _memory(plan: Plan) -> Iterator[Row]:
     if plan.layout.offload == "cpu":
         how += f", of which {show_bytes(state.host)} on the host"
     yield "training_state", show_bytes(state.total), how
+    yield "weights", show_bytes(state.weights), "a process"
+    kept = f"a process: {'masters and ' * precision.keeps_masters}moments of {plan.config.optimizer.name}"
+    kept += " and a moving average" * plan.config.train.ema.on
+    yield "optimizer_state", show_bytes(state.optimizer), kept
+    saved = f"fp32 values and {plan.kept_tensors:.3g} more of each parameter that is trained"
+    yield "checkpoint", show_bytes(plan.checkpoint_bytes), saved
 
 
 def _batch(plan: Plan) -> Iterator[Row]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from llmkit.config.load import load
-from llmkit.config.override import MAX_KEY_PARTS, key_parts
+from llmkit.config.override import MAX_KEY_PARTS, joined, key_parts
 
 Write = Callable[..., str]
 Refused = Callable[..., str]
@@ -49,6 +49,37 @@ def test_an_entry_that_is_not_there_is_refused_with_the_names_that_are(refused: 
 def test_a_name_of_several_entries_is_refused(refused: Refused) -> None:
     message = refused(NAMED.replace("path: b", "path: b, name: web"), "data.sources.web.weight=3")
     assert 'data.sources has several entries that are called "web"' in message
+
+
+@pytest.mark.parametrize(
+    ("words", "form"),
+    [
+        (["train.max_steps", "5"], "train.max_steps=5"),
+        (["train.max_steps:", "5"], "train.max_steps=5"),
+        (["train.max_steps:5"], "train.max_steps=5"),
+        (["train.max_steps", "=", "5"], "train.max_steps=5"),
+        (["train.max_steps=", "5"], "train.max_steps=5"),
+        (["train.max_steps", "=5"], "train.max_steps=5"),
+        (["train.max_steps"], "train.max_steps=VALUE"),
+        (["train.max_steps", "run.seed=3"], "train.max_steps=VALUE"),
+        (["data.sources[1].weight", "2"], "'data.sources[1].weight=2'"),
+    ],
+)
+def test_a_setting_that_is_written_otherwise_is_answered_with_the_right_form(
+    words: list[str], form: str, refused: Refused
+) -> None:
+    message = refused(NAMED, *words)
+    assert "1 mistake\n" in message and message.endswith(f"write {form}")
+
+
+def test_what_is_written_right_is_left_alone() -> None:
+    words = ["train.max_steps=", "run.name=a b", "data.sources.web.weight=2", "words.of.others", "x"]
+    assert list(joined(words)) == [(word, "") for word in words]
+
+
+def test_a_secret_that_is_written_otherwise_is_not_shown(refused: Refused) -> None:
+    message = refused(NAMED, "monitor.wandb.api_key", "0123456789" * 4)
+    assert "api_key" in message and "0123456789" not in message
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,84 @@
+"""What a shell is told to offer at a Tab, by way of argcomplete's protocol and in bash itself."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from llmkit.completion import ASKED, SHELLS, checkpoints, settings, shell_code
+from tests.limits import HANG
+from tests.program import environment
+
+
+def offered(line, folder):
+    """What the program answers to a shell that stands at the end of this line."""
+    answer = folder / "answer"
+    answer.touch()
+    asked = {
+        ASKED: "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_IFS": "\n",
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(answer), "_ARGCOMPLETE_COMP_WORDBREAKS": " \t\n\"'><=;|&(:",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "llmkit"]
+    done = subprocess.run(
+        command, env={**environment(), **asked}, cwd=folder, capture_output=True, timeout=HANG
+    )
+    assert done.stdout == b""
+    return answer.read_text().split("\n")
+
+
+def test_commands_are_offered_and_the_help_is_not_printed(tmp_path):
+    found = offered("llmkit ", tmp_path)
+    assert {"train", "checkpoint", "completion"} <= set(found)
+    assert "usage" not in "".join(found)
+
+
+def test_configurations_and_settings_are_offered_behind_a_command(tmp_path):
+    (tmp_path / "mine.yaml").touch()
+    (tmp_path / "mine.txt").touch()
+    assert offered("llmkit train mi", tmp_path) == ["mine.yaml "]
+    assert offered("llmkit train mine.yaml train.max_s", tmp_path) == ["train.max_steps="]
+
+
+def test_sections_keys_and_values_of_settings():
+    assert {"train.", "model.", "data."} <= set(settings(""))
+    keys = settings("optimizer.na")
+    assert "optimizer.name=" in keys and "data.sources.0.weight=" in keys
+    assert settings("optimizer.name=") == ["optimizer.name=adamw", "optimizer.name=muon"]
+    assert settings("kernels.compile=") == [f"kernels.compile={value}" for value in ("true", "false", "auto")]
+    assert "data.sources[0].type=jsonl" in settings("data.sources[0].type=j")
+    assert settings("no.such=") == []
+
+
+def test_checkpoints_of_a_run(tmp_path):
+    run = tmp_path / "demo"
+    for name in ("step-00001000", "step-00000500", "step-00000700.part"):
+        (run / "checkpoints" / name).mkdir(parents=True)
+    assert list(checkpoints(f"{run}@")) == [f"{run}@500", f"{run}@1000"]
+    (run / "checkpoints/best.json").touch()
+    assert next(checkpoints(f"{run}@")) == f"{run}@best"
+    assert list(checkpoints(f"{tmp_path}/none@")) == []
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_code_of_each_shell_names_the_program(shell):
+    code = shell_code(shell)
+    assert "llmkit" in code and ASKED in code and code.endswith("\n")
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_bash_runs_its_code(tmp_path):
+    (tmp_path / "code.sh").write_text(shell_code("bash"))
+    (tmp_path / "llmkit").write_text(f'#!/bin/sh\nexec {sys.executable} -m llmkit "$@"\n')
+    (tmp_path / "llmkit").chmod(0o755)
+    script = (
+        'PATH="$PWD:$PATH"; source code.sh; COMP_LINE="llmkit chec"; COMP_POINT=11; COMP_TYPE=9\n'
+        "COMP_WORDS=(llmkit chec); COMP_CWORD=1\n"
+        '"$(complete -p llmkit | sed "s/.*-F \\([^ ]*\\).*/\\1/")" llmkit; echo "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(
+        ["bash", "-c", script], env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=HANG
+    )
+    assert done.stdout.split() == ["checkpoint"], done.stderr
