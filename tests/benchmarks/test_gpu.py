@@ -114,6 +114,7 @@ def test_steps(tmp_path: Path) -> None:
         assert by_name["litgpt"]["tokens/s"].startswith("did not run: ModuleNotFoundError")
 
 
+@pytest.mark.exhaustive
 def test_engines_and_recomputation(tmp_path: Path) -> None:
     (engines,) = tables(run_part("zero", tmp_path / "zero")).values()
     (recompute,) = tables(run_part("recompute", tmp_path / "recompute")).values()
@@ -169,6 +170,7 @@ def test_generation(tmp_path: Path) -> None:
     assert all(float(row["first token ms"]) > 0 for row in rows)
 
 
+@pytest.mark.exhaustive
 def test_losses_and_fp8(tmp_path: Path) -> None:
     (losses,) = tables(run_part("loss", tmp_path / "loss")).values()
     (fp8,) = tables(run_part("fp8", tmp_path / "fp8")).values()

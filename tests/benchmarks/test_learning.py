@@ -70,6 +70,7 @@ def test_a_toy_run_fills_the_page_and_is_not_made_twice(
     assert table_rows((tmp_path / "new" / "page.md").read_text()) == rows
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("short")
 def test_a_comparison_that_was_stopped_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -93,6 +94,7 @@ def test_a_comparison_that_was_stopped_goes_on(
     assert made.count("llmkit") == made.count("nanogpt") == 4, "two factors and two seeds"
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("short")
 def test_a_contender_that_cannot_run_is_reported_and_the_rest_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -172,6 +174,7 @@ def test_all_contenders_read_the_same_rows_which_a_seed_orders(text: Text) -> No
     assert first[0].tokens.shape == (TOY.rows, TOY.length + 1)
 
 
+@pytest.mark.exhaustive
 def test_llmkit_is_trained_and_evaluated_as_llmkit_train_does(
     text: Text, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

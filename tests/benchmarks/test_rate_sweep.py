@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
 
+import pytest
+
 from benchmarks.rate_sweep import main, picture, table
 
 LOSSES = {64: {0.5: [2.0, 2.2], 1.0: [1.9, 1.9]}, 128: {0.5: [1.5, 1.5], 1.0: [1.6, float("inf")]}}
 
 
+@pytest.mark.exhaustive
 def test_a_toy_sweep_writes_a_table_and_a_picture(tmp_path, capsys):
     given = ["--widths", "32,64", "--factors", "0.1,1", "--steps", "12", "--out", str(tmp_path)]
     assert main(given) == 0

@@ -122,6 +122,7 @@ def test_wrong_options_are_named(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.exhaustive
 def test_the_script_runs_from_any_folder(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "step.py"), "--shapes", "nonsense"]
 
@@ -131,6 +132,7 @@ def test_the_script_runs_from_any_folder(tmp_path: Path) -> None:
     assert "'nonsense' is not among demo, toy, 14m" in done.stderr
 
 
+@pytest.mark.exhaustive
 def test_a_contender_alone_has_a_process_of_its_own(tmp_path: Path) -> None:
     alone = run_alone("toy", "llmkit", "fp32", tmp_path)
 
