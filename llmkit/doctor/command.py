@@ -20,6 +20,7 @@ from llmkit.doctor.findings import Report
 from llmkit.doctor.meeting import follow
 from llmkit.doctor.node import compared, meeting_of, read_reports, write_report
 from llmkit.doctor.participant import Participant
+from llmkit.doctor.problem_report import problem_report
 from llmkit.doctor.scope import Scope, folder_of_runs
 from llmkit.doctor.step import Step, step_of
 from llmkit.doctor.supervise import run_checks
@@ -57,6 +58,8 @@ def _command(options: argparse.Namespace, environment: Mapping[str, str]) -> int
             raise UserError(f"doctor: --{wanted} goes with --{of}")
     if options.node and not options.into:
         raise UserError("doctor: --node needs --into FOLDER, which all nodes share")
+    if options.report is not None and (options.node or options.table or options.json):
+        raise UserError("doctor: --report is a page of this machine: without --node, --table, --json")
     if options.table:
         folder = Path(options.table)
         names = hostnames(environment.get("SLURM_JOB_NODELIST", "")) if options.nodes else ()
@@ -81,7 +84,10 @@ def _command(options: argparse.Namespace, environment: Mapping[str, str]) -> int
         write_report(Path(options.into), report)
         return 0
     (report,) = compare([report])  # its GPUs with each other
-    if options.json:
+    if options.report is not None:
+        run = Path(options.report) if options.report else None
+        print("\n".join(problem_report(report, run, environment)))
+    elif options.json:
         print(json.dumps(report.to_json(), indent=2))
     else:
         print("\n".join(machine_lines(report)))

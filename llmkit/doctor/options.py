@@ -19,6 +19,14 @@ def add_doctor_options(doctor: argparse.ArgumentParser) -> None:
         "every precision; default: a file of this user's for this machine",
     )
     doctor.add_argument("--json", action="store_true", help="print a JSON object instead")
+    doctor.add_argument(
+        "--report",
+        metavar="RUN",
+        nargs="?",
+        const="",
+        help="print a page for whoever is asked about a problem: this machine, and what is known of a run; "
+        "without passwords, keys and tokens",
+    )
     doctor.add_argument("--run-folder", metavar="DIR", help="check the disk of this folder; default: runs")
     doctor.add_argument("--expect-gpus", metavar="N", type=positive, help="fail where there are not as many")
     doctor.add_argument("--config", metavar="FILE", help="a configuration that all nodes must see alike")
