@@ -79,7 +79,15 @@ def test_every_page_is_on_the_site_once_and_its_links_lead_somewhere(tmp_path: P
 
 
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
-    for name in ("configs", "benchmarks", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "LICENSE"):
+    for name in (
+        "configs",
+        "benchmarks",
+        "README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "SECURITY.md",
+        "LICENSE",
+    ):
         (tmp_path / name).symlink_to(ROOT / name)
     shutil.copytree(ROOT / "docs", tmp_path / "docs")  # beside which the script makes the site
     shutil.copy(ROOT / "zensical.toml", tmp_path)
