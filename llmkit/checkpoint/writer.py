@@ -12,6 +12,7 @@ from llmkit.checkpoint.files import StoredFile, tensor_bytes, write_file
 from llmkit.checkpoint.index import Index, PieceEntry, TensorEntry, build_index
 from llmkit.checkpoint.pieces import Piece
 from llmkit.checkpoint.safetensors_header import TensorSpan, encode_header
+from llmkit.config.memory import show_bytes
 from llmkit.errors import RunFault
 from llmkit.parallel.slices import box_shape, box_size
 
@@ -76,13 +77,12 @@ class Writer:
 
     def _explanation(self, error: OSError, pieces: Iterable[Piece]) -> str:
         if isinstance(pieces, Sequence):
-            needed = f"it needs {sum(piece.data.nbytes for piece in pieces)} bytes, "
+            needed = f"it needs {show_bytes(sum(piece.data.nbytes for piece in pieces))}, "
         else:
-            needed = (
-                f"it needs more than the {self.written} bytes that could be written, " if self.written else ""
-            )
+            written = show_bytes(self.written)
+            needed = f"it needs more than the {written} that could be written, " if self.written else ""
         try:
-            free = f"{shutil.disk_usage(self.final.parent).free} bytes are free"
+            free = f"{show_bytes(shutil.disk_usage(self.final.parent).free)} are free"
         except OSError:
             free = "the folder cannot be reached"
         return f"cannot save checkpoint {self.final}: {error.strerror or error} ({needed}{free})"

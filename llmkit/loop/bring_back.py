@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from llmkit.checkpoint.read import folders
+from llmkit.config.memory import show_bytes
 from llmkit.copies import catalogue, fetch, owner
 from llmkit.copies.catalogue import Catalogue, Copy
 from llmkit.copies.owner import Known
@@ -105,7 +106,7 @@ def _fetch(store: Store, copy: Copy, folder: RunFolder, mesh: Mesh, note: Callab
     heads = dict[str, FileStat]()
 
     def begin() -> str:
-        note(f"fetching {copy.name} from {store}, {copy.size:,} bytes")
+        note(f"fetching {copy.name} from {store}, {show_bytes(copy.size)}")
         return str(fetch.begin(copy, folder.checkpoints))
 
     def fetch_share() -> None:

@@ -143,7 +143,10 @@ class Trainer:
             show_start(self, self.log.speed.label)
         self.spending.start(self)
         if self.plan.kernels.compiled:
-            self.console.note("compiling the model: the first step takes much longer than those after it")
+            self.console.note(
+                "compiling the model: the first step waits for it, often for a minute or more; the code is "
+                "kept, and a later start is faster"
+            )
         self.load_recorded(self._saved_state)
         self.hooks.call("on_start", self)
         raise_failures(self)

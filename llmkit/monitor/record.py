@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from llmkit.config.file_text import similar
 from llmkit.errors import UserError
 from llmkit.files import open_regular
 from llmkit.monitor.jsonlines import JsonLines, Row, parse
@@ -135,7 +136,7 @@ def read_run(folder: Path, now: float | None = None) -> RunRecord:
     now: seconds since 1970, if another time is meant than that of the clock.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: there is no such run folder")
+        raise UserError(f"{folder}: there is no such run folder{similar(folder)}")
     if not any((folder / name).is_file() for name in FILES):
         raise UserError(f"{folder}: is no run folder, it has no {' or '.join(FILES[:2])}; name runs/NAME")
     return RunRecord(folder, now)

@@ -14,6 +14,7 @@ from llmkit.checkpoint.named import named, split_name
 from llmkit.checkpoint.pieces import EMA
 from llmkit.checkpoint.read import Checkpoint, folders, load
 from llmkit.checkpoint.read import open as open_checkpoint
+from llmkit.config.file_text import similar
 from llmkit.config.initial_model import Asked, StoredModel
 from llmkit.errors import UserError
 from llmkit.files import may_exist
@@ -120,9 +121,8 @@ def _open(path: Path) -> Weights | Checkpoint:
     """What is at a path; adapters in a checkpoint are not merged yet."""
     path = named(path)
     if not may_exist(path):
-        raise UserError(
-            f"{path}: no such folder; name a run folder, a checkpoint or an import{_not_downloaded(path)}"
-        )
+        remedy = similar(path) or f"; name a run folder, a checkpoint or an import{_not_downloaded(path)}"
+        raise UserError(f"{path}: no such folder{remedy}")
     if is_peft_folder(path):
         base = open_weights(base_of(path))
         if not isinstance(base, HFFolder):

@@ -148,7 +148,7 @@ def disks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_a_full_disk_costs_only_the_checkpoint_that_did_not_fit(disks: dict[str, Any], what: str) -> None:
     case = disks[what]
     assert case["first"] == "saved"
-    assert "step-00000002: No space left on device (it needs 8000000 bytes," in case["second"]
+    assert "step-00000002: No space left on device (it needs 7.6 MiB," in case["second"]
     assert case["seen"] == {"newest": 1, "names": ["step-00000001"]}
     assert case["third"] == "saved"
     assert case["after"] == {"newest": 2, "names": ["step-00000001", "step-00000002"]}

@@ -68,7 +68,7 @@ def test_a_failing_disk_is_a_fault_that_names_path_and_bytes(
     message = str(fault.value)
     assert str(tmp_path / "step-00000002") in message
     assert os.strerror(number) in message
-    assert "it needs 12864 bytes" in message  # 1072 elements, 3 kinds, 4 bytes
+    assert "it needs 12,864 bytes" in message  # 1072 elements, 3 kinds, 4 bytes
     assert "\n" not in message
     assert names(tmp_path) == ["step-00000001"]
     save_step(2)

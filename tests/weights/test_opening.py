@@ -122,6 +122,7 @@ def test_what_is_only_looked_at_passes_over_a_damaged_manifest(project, tmp_path
     ("path", "says"),
     [
         ("nowhere", "nowhere: no such folder; name a run folder"),
+        ("corpsu", "corpsu: no such folder; did you mean corpus?"),
         ("meta-llama/Llama-3.2-1B", "Nothing is downloaded: fetch a model of the hub"),
         ("https://example.org/model", "Nothing is downloaded: fetch a model of the hub"),
         ("tiny.yaml", "tiny.yaml: is no folder; name a run folder"),
