@@ -231,6 +231,8 @@ class LossSum(NamedTuple):
         ranks must have the same value: a sum over sharded activations needs `layers.reduce_from_group`.
     likeliest: (batch,) int64, how many of the row's targets are the token that the model finds likeliest;
         None = not counted. Needed only to score answers, in `Engine.score`.
+    routing: (layers with experts, columns) fp32, sums over the batch of where tokens were sent, see
+        `llmkit.kernels.routing`; None: there are no experts, or nothing is learned from the batch.
     by_token: (batch, seq) fp32, what each label adds to `nats`, 0 where it is no target, without a gradient;
         None = not known. Needed only for the loss by position.
     """
@@ -240,6 +242,7 @@ class LossSum(NamedTuple):
     extras: Mapping[str, Tensor] = MappingProxyType({})
     likeliest: Tensor | None = None
     by_token: Tensor | None = None
+    routing: Tensor | None = None
 
     @classmethod
     def of_logits(cls, logits: Tensor, labels: Tensor) -> LossSum:

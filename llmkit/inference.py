@@ -34,6 +34,7 @@ from llmkit.monitor.text import shown_bits
 from llmkit.parallel.agreement import fail_together
 from llmkit.parallel.layout import Layout
 from llmkit.parallel.mesh import Mesh
+from llmkit.parallel.slices import full_box
 from llmkit.parallel.world import launched
 from llmkit.plan.batch import choose_evaluation_batch
 from llmkit.plan.precision import choose_precision, fp8_missing
@@ -60,6 +61,8 @@ def load_model(
         rows = torch.atleast_1d(weight)  # one number may have no dimension
         for part in parts:
             rows[part.start : part.stop] = weights.read(part.name, part.box)
+    for name, buffer in model.full_buffers().items():
+        buffer.copy_(weights.read(name, full_box(tuple(buffer.shape))))
     model.has_weights = True
     return model.eval()
 

@@ -83,6 +83,9 @@ def check_context(s: Settings) -> Iterator[Mistake]:
     if config.train.objective != "causal_lm" or config.data.has_pairs:
         note = "the loss of a pair needs all of both its sequences on a rank; set the size to 1"
         yield s.mistake("{0} does not go with {1}", _SIZE, "train.objective", note=note)
+    if model.moe.num_experts and model.moe.capacity_factor is not None:
+        note = "an expert takes choices of a whole row; leave the capacity out, or set the size to 1"
+        yield s.mistake("{0} does not go with {1}", "model.moe.capacity_factor", _SIZE, note=note)
     yield from _check_form(s, model, form)
     yield from _check_length(s, form)
 

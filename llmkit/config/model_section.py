@@ -89,6 +89,16 @@ class Moe(Section):
     alike (Fedus et al. 2022). Of each sequence, so that it is the same under every layout (DeepSeek-V2)."""
     router_z_loss_coef: Annotated[float, Field(ge=0.0)] = 0.0
     """Weight of the mean square of log(sum(exp(scores))), which keeps scores small (Zoph et al. 2022)."""
+    bias_update_rate: Annotated[float, Field(ge=0.0)] | None = None
+    """A bias of each expert is added to its score where experts are chosen, not to its weight, and after each
+    step raised by this where the expert got fewer tokens of the global batch than the mean, lowered where it
+    got more (Wang et al. 2024, DeepSeek-V3: 0.001); 0 = the biases stay as they are; default: there are
+    none."""
+    capacity_factor: AboveZero | None = None
+    """In training an expert takes at most ceil(this x tokens of a sequence x num_experts_per_tok /
+    num_experts) choices of each sequence, the first ones in the order of its tokens; the others add nothing
+    (GShard, Switch). Of each sequence, so that it is the same under every layout. Default: nothing is
+    dropped."""
     first_dense_layers: Annotated[int, Field(ge=0)] = 0
     """So many layers, the first ones, have one MLP for all tokens (DeepSeek)."""
     every_n_layers: Positive = 1

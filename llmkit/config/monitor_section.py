@@ -64,6 +64,13 @@ class Monitor(Section):
     recorded as the event loss_spike; 0 = never."""
     spike_window: Annotated[int, Field(ge=10)] = 100
     """Steps that it is compared with."""
+    dead_expert: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.01
+    """An expert that gets less than this share of the mean load of its layer's experts, in all steps between
+    two rows, is recorded as the event dead_experts; 0 = never."""
+    collapsed_router: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """A router whose loads are spread less than this is recorded as the event router_collapsed. The spread is
+    0 where all tokens go to the same experts and 1 where all get as many: (n - num_experts_per_tok) /
+    (num_experts - num_experts_per_tok), n being exp of the entropy of the loads. 0 = never."""
     log_samples: bool = False
     """Each rank writes the position and the hash of every row that it trains on, into samples/."""
     sample: str | None = None

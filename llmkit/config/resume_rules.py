@@ -65,8 +65,9 @@ RESUME_POLICIES: dict[str, ResumePolicy] = {
     ),
     **_rules(
         "warned", "the same weights compute something else", "model.moe",
-        "num_experts_per_tok router norm_topk_prob",
+        "num_experts_per_tok router norm_topk_prob bias_update_rate",
     ),
+    **_rules("warned", "changes what each step computes", "model.moe", "capacity_factor"),
     **_rules(
         "warned", "another loss is minimised", "model.moe", "router_aux_loss_coef router_z_loss_coef"
     ),
@@ -170,6 +171,7 @@ RESUME_POLICIES: dict[str, ResumePolicy] = {
     **_rules("free", "what is shown and recorded", "monitor", "pue grid_gco2_per_kwh"),
     **_rules("free", "what is shown and recorded", "monitor.cost", "per_device_hour per_kwh currency"),
     **_rules("free", "what is measured", "monitor", "statistics_every spike_threshold spike_window"),
+    **_rules("free", "what is measured", "monitor", "dead_expert collapsed_router"),
     **_rules(
         "free", "what is looked for, and what follows", "faults",
         "on_spike rollback_margin max_rollbacks check_replicas_every repeat_every watchdog max_step_seconds",

@@ -55,6 +55,7 @@ class StepResult(NamedTuple):
     by_source: nats and targets of each data source, (sources, 2) fp64; None: see `Batch.sources`.
     by_position: the same of each of `position_ranges`; None: not asked for, or not known.
     layers: sizes of gradients, weights, updates and activations; None: not asked for.
+    routing: the sums of `LossSum.routing` over the global batch, fp64; None: there are no experts.
     by_rank: squared L2 norm of the gradient that each rank has computed, of which `grad_norm` is that of the
         sum, (ranks,) fp64; None: there is one rank, or nothing was computed.
     """
@@ -69,6 +70,7 @@ class StepResult(NamedTuple):
     by_position: Tensor | None = None
     layers: LayerStatistics | None = None
     by_rank: Tensor | None = None
+    routing: Tensor | None = None
 
 
 def without_targets(device: torch.device) -> StepResult:
@@ -84,6 +86,7 @@ class SumsOfStep(NamedTuple):
     extras: dict[str, Tensor]
     by_source: Tensor | None
     by_position: Tensor | None
+    routing: Tensor | None
     by_rank: Tensor | None
 
     def result(self, targets: int, grad_norm: Tensor, skipped: Tensor) -> StepResult:
@@ -91,6 +94,7 @@ class SumsOfStep(NamedTuple):
         return StepResult(
             self.loss, targets, grad_norm, skipped, self.extras,
             by_source=self.by_source, by_position=self.by_position, by_rank=self.by_rank,
+            routing=self.routing,
         )  # fmt: skip
 
 
@@ -112,6 +116,7 @@ class StepSums:
         self.rows: list[tuple[Tensor, Tensor, Tensor]] = []
         self.wants_positions = by_position
         self.by_position: Tensor | None = None
+        self.routing: Tensor | None = None
 
     def add(self, loss: LossSum, batch: Batch) -> None:
         """Adds a micro-batch."""
@@ -121,6 +126,9 @@ class StepSums:
         if self.wants_positions and loss.by_token is not None:
             found = sums_by_position(loss.by_token, batch)
             self.by_position = found if self.by_position is None else self.by_position + found
+        if loss.routing is not None:
+            routing = loss.routing.double()
+            self.routing = routing if self.routing is None else self.routing + routing
         for name, extra in loss.extras.items():
             value = extra.detach().double()
             self.extras[name] = self.extras[name] + value if name in self.extras else value
@@ -141,7 +149,8 @@ class StepSums:
                 f"LossSum.extras of the model had the names ({', '.join(self.names)}), in this step they are "
                 f"({', '.join(names)}): give the same for every batch, 0 where there is nothing to add"
             )
-        parts = [sums_by_source(self.rows) if self.rows else None, self.by_position, by_rank]
+        by_source = sums_by_source(self.rows) if self.rows else None
+        parts = [by_source, self.by_position, self.routing, by_rank]
         numbers = torch.stack([self.loss, *(self.extras[name] for name in names)])
         flat = [numbers, *(part.flatten() for part in parts if part is not None)]
         self.mesh["data", "context"].sum(total := torch.cat(flat))

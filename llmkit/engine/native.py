@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from llmkit.engine.base import (
     score_rows,
     without_targets,
 )
+from llmkit.engine.buffers import buffer_pieces, load_buffers
 from llmkit.engine.ema import MovingAverage
 from llmkit.engine.fingerprint import Fingerprint, fingerprint
 from llmkit.engine.first_pass import FirstPass
@@ -52,7 +54,7 @@ from llmkit.optim.muon import Muon
 from llmkit.optim.schedule import AS_CONFIGURED, StepValues
 from llmkit.parallel.agreement import fail_together
 from llmkit.parallel.mesh import Mesh
-from llmkit.parallel.placement import placement
+from llmkit.parallel.placement import REPLICATED, placement
 from llmkit.plan.buckets import BUCKET_SIZES, BucketSizes
 from llmkit.precision import Precision, torch_dtype
 
@@ -161,6 +163,7 @@ class NativeEngine:
         with parts.part("communication"):
             self.masters.send_weights()
             sums = self.sums.over_ranks(self.own_gradients.by_rank())
+            self.model.after_update(sums.routing, skipped)
             layers = self.meter.finish(skipped) if measure else None
         return sums.result(targets, norm, skipped)._replace(parts=parts, layers=layers)
 
@@ -253,6 +256,8 @@ class NativeEngine:
         """See `Engine.copies`: of partitioned masters and moments there are none."""
         for name, weight in self.weights.items():
             yield Copies(name, self.placements[name].copies, weight.detach())
+        for name, buffer in self.model.full_buffers().items():
+            yield Copies(name, REPLICATED.copies, buffer)
         is_weight = not self.masters.rounded()  # then a master is the weight itself
         for shard in self._state_shards():
             if shard.parameter in self.trained and not (is_weight and shard.kind == "master"):
@@ -273,7 +278,7 @@ class NativeEngine:
             if shard.parameter in shares
         )
         held = (shard._replace(data=shard.data.float()) for shard in kept if len(shard.data))
-        return to_pieces(held, self.parts)
+        return chain(to_pieces(held, self.parts), buffer_pieces(self.model, self.mesh))
 
     def _copies(self, name: str) -> tuple[str, ...]:
         """Mesh dimensions along which all ranks hold the same of a parameter's state."""
@@ -293,6 +298,7 @@ class NativeEngine:
         with fail_together(self.mesh):
             mine = (each for each in self._state_shards() if self.mesh[alike[each.parameter]].rank == 0)
             load_shards(mine, self.parts, source)
+            load_buffers(self.model, source)
         for dims, those in _by(alike, self.weights).items():
             shards = (each for each in self._state_shards() if each.parameter in those)
             broadcast_shards(shards, self.mesh[dims])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from itertools import chain
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from llmkit.engine.base import (
     score_rows,
     without_targets,
 )
+from llmkit.engine.buffers import buffer_pieces, load_buffers
 from llmkit.engine.deepspeed import ModelParallelUnit, import_deepspeed, mark_sharded, take_norm_precisely
 from llmkit.engine.ema import MovingAverage
 from llmkit.engine.fingerprint import Fingerprint, fingerprint
@@ -47,7 +49,7 @@ from llmkit.optim.build import build_optimizers, groups_of, moments, set_values
 from llmkit.optim.schedule import AS_CONFIGURED, StepValues
 from llmkit.parallel.agreement import fail_together
 from llmkit.parallel.mesh import Mesh
-from llmkit.parallel.placement import placement
+from llmkit.parallel.placement import REPLICATED, placement
 from llmkit.precision import Precision, default_type, torch_dtype
 
 
@@ -164,6 +166,7 @@ class ZeroEngine:
         )
         skipped = torch.full_like(norm, float(self.zero.overflow))
         sums = self.sums.over_ranks(self.own_gradients.by_rank())
+        self.model.after_update(sums.routing, skipped)
         layers = self.meter.finish(skipped) if measure else None
         return sums.result(targets, norm, skipped)._replace(layers=layers)
 
@@ -222,6 +225,8 @@ class ZeroEngine:
                 mine, _ = own_partition(parameter, self.mesh["data", "context"].rank)
                 dims = tuple(dim for dim in along.copies if dim not in along.summed)
                 yield Copies(name, dims, mine.detach())
+        for name, buffer in self.model.full_buffers().items():
+            yield Copies(name, REPLICATED.copies, buffer)
 
     def end_fetching(self) -> None:
         """See `Engine.end_fetching`: at stage 3 all parameters are partitioned again."""
@@ -239,7 +244,7 @@ class ZeroEngine:
         kept = (
             shard._replace(data=shard.data.float()) for shard in self._shards() if shard.parameter in mine
         )
-        return to_pieces(kept, self.parts)
+        return chain(to_pieces(kept, self.parts), buffer_pieces(self.model, self.mesh))
 
     def _copies(self, name: str) -> tuple[str, ...]:
         """Mesh dimensions along which all ranks hold the same of a parameter's state."""
@@ -257,6 +262,7 @@ class ZeroEngine:
             }
         with fail_together(self.mesh):
             load_shards(self._shards(), self.parts, source)
+            load_buffers(self.model, source)
         write_quantised(self.model, source, self.mesh)
         self.model.has_weights = True
         self._round_weights()

@@ -124,7 +124,7 @@ def _effective_mlp(found: Mapping[str, Any]) -> dict[str, Any]:
     if not moe.num_experts:
         return {"moe": None}
     shape, layers = moe.model_dump(), found["num_hidden_layers"]
-    for name in ("router_aux_loss_coef", "router_z_loss_coef"):
+    for name in ("router_aux_loss_coef", "router_z_loss_coef", "capacity_factor"):
         del shape[name]
     shape["moe_intermediate_size"] = moe.moe_intermediate_size or found["intermediate_size"]
     which = [moe.is_in(layer) for layer in range(layers)]

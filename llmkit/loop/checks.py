@@ -15,6 +15,7 @@ from llmkit.monitor.spikes import Spike
 from llmkit.parallel.randomness import seed_step
 
 if TYPE_CHECKING:
+    from llmkit.loop.routing_log import Failure
     from llmkit.loop.trainer import Trainer
 
 OUTLIER = 1000.0
@@ -58,6 +59,11 @@ class Checks:
             if large:
                 whose = self._whose(large, len(squares))
                 self._record("gradient_outlier", step, large, f"over {OUTLIER:g} times the usual {whose}")
+
+    def routing(self, step: int, failure: Failure) -> None:
+        """Experts get no tokens, or a router sends all to a few."""
+        self._t.events.record(failure.event, step=step, where=failure.where)
+        self._t.console.note(f"step {step}: {failure.text}")
 
     def blame(self) -> tuple[str, list[str]]:
         """Whose gradient was not finite in the newest skipped step, as in "on rank 3 (n2)", and their hosts;

@@ -54,8 +54,12 @@ class StartingWeights(Source):
                 "trained; take the tokenizer of the weights (data.tokenizer.type: init_from)"
             )
         with torch.device("meta"):
-            self._shapes = InitialWeights(build_model(model), 0).shapes
+            made = build_model(model)
+            self._shapes = InitialWeights(made, 0).shapes
         stored = {name: self.weights.shape(name) for name in self.weights.names()}
+        for name in made.full_buffers():  # those that are not stored begin as in a new model
+            if name not in stored:
+                self._shapes = {each: shape for each, shape in self._shapes.items() if each != name}
         unlike = [
             f"{name} {stored.get(name, 'absent')} -> {self._shapes.get(name, 'absent')}"
             for name in dict.fromkeys([*stored, *self._shapes])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -14,6 +15,7 @@ from llmkit.engine.layer_outputs import ELEMENTS, LARGEST, SQUARES
 from llmkit.engine.layer_sums import COLUMNS, COUNTS, GRADIENT, UPDATE, WEIGHT
 from llmkit.engine.loss_parts import loss_at
 from llmkit.kernels.magnitudes import EDGES
+from llmkit.loop.routing_log import Failure, RoutingLog
 from llmkit.loop.source_losses import SourceLosses
 from llmkit.monitor.media import histogram
 from llmkit.monitor.spikes import Spike, SpikeDetector
@@ -24,11 +26,12 @@ class Taken(NamedTuple):
 
     result: StepResult
     by_source: Tensor | None
+    routing: Tensor | None
 
     @property
     def in_row(self) -> list[Tensor]:
         """What the columns of the step's row are made of."""
-        return [] if self.by_source is None else [self.by_source]
+        return [each for each in (self.by_source, self.routing) if each is not None]
 
     @property
     def behind_row(self) -> list[Tensor]:
@@ -36,7 +39,7 @@ class Taken(NamedTuple):
         layers = self.result.layers
         found = [self.result.by_position]
         found += [layers.sums, layers.of_outputs] if layers is not None else []
-        found.append(self.result.by_rank)
+        found += [self.result.routing if layers is not None else None, self.result.by_rank]
         return [each for each in found if each is not None]
 
 
@@ -44,7 +47,8 @@ class StepDetails:
     """Takes what a step gives on the device, and makes rows and items of it when it is read.
 
     length: of a row in tokens. write: takes a row. write_media: takes an item of media.jsonl and its step.
-    on_spike: called with each spike. on_ranks: called with each step and `StepResult.by_rank`.
+    on_spike: called with each spike. on_ranks: called with each step and `StepResult.by_rank`. routing: None
+    for models without experts. on_routing: called with the step of a row and what fails in it.
     """
 
     def __init__(
@@ -56,22 +60,34 @@ class StepDetails:
         write_media: Callable[[Mapping[str, Any], int], None],
         on_spike: Callable[[Spike], None],
         on_ranks: Callable[[int, Sequence[float]], None] = lambda step, squares: None,
+        routing: RoutingLog | None = None,
+        on_routing: Callable[[int, Failure], None] = lambda step, failure: None,
     ) -> None:
         self._sources, self._spikes, self._length = sources, spikes, length
         self._write, self._write_media = write, write_media
         self._on_spike, self._on_ranks = on_spike, on_ranks
+        self._routing, self._on_routing = routing, on_routing
 
     def take(self, result: StepResult, row_due: bool) -> Taken:
         """Takes a step; the sums since the last row belong to it where a row is due."""
         if result.by_source is not None:
             self._sources.add(result.by_source)
-        return Taken(result, self._sources.take() if row_due else None)
+        if self._routing is not None and result.routing is not None:
+            self._routing.add(result.routing)
+        by_source = self._sources.take() if row_due else None
+        return Taken(result, by_source, self._routing.take() if self._routing and row_due else None)
 
-    def columns(self, taken: Taken, values: Iterator[float]) -> dict[str, float]:
+    def columns(self, step: int, taken: Taken, values: Iterator[float]) -> dict[str, float]:
         """Columns for the row of the step. values: those of `Taken.in_row` come next."""
-        if taken.by_source is None:
-            return {}
-        return self._sources.columns([next(values) for _ in range(taken.by_source.numel())])
+        columns: dict[str, float] = {}
+        if taken.by_source is not None:
+            columns |= self._sources.columns(_next(values, taken.by_source))
+        if taken.routing is not None and self._routing is not None:
+            sums = self._routing.rows(_next(values, taken.routing))
+            columns |= self._routing.columns(sums)
+            for failure in self._routing.failures(sums):
+                self._on_routing(step, failure)
+        return columns
 
     def after_row(
         self, step: int, taken: Taken, values: Iterator[float],
@@ -80,7 +96,7 @@ class StepDetails:
         """Records what has a row, or a line, of its own. values: of `Taken.behind_row`."""
         row: dict[str, Any] = {}
         if (by_position := taken.result.by_position) is not None:
-            row |= loss_at([next(values) for _ in range(by_position.numel())], self._length)
+            row |= loss_at(_next(values, by_position), self._length)
         if (layers := taken.result.layers) is not None:
             sums = [[next(values) for _ in range(COLUMNS)] for _ in layers.layers]
             row |= layer_columns(layers.layers, sums)
@@ -89,23 +105,44 @@ class StepDetails:
             for layer, numbers in zip(layers.layers, sums, strict=True):
                 if not math.isnan(numbers[COUNTS]):
                     self._write_media(histogram(f"gradients/{layer}", EDGES, numbers[COUNTS:]), step)
+            row |= self._routed(step, taken, values)
         if row:
             self._write({"step": step} | row)
         if (by_rank := taken.result.by_rank) is not None:
-            self._on_ranks(step, [next(values) for _ in range(by_rank.numel())])
+            self._on_ranks(step, _next(values, by_rank))
         if loss is not None and norm is not None:
             spike = self._spikes.add(step, loss, norm)
             if spike is not None:
                 self._on_spike(spike)
 
+    def _routed(self, step: int, taken: Taken, values: Iterator[float]) -> dict[str, float]:
+        """Columns by layer of where the step sent tokens, whose loads become a table."""
+        if taken.result.routing is None:
+            return {}
+        numbers = _next(values, taken.result.routing)
+        if self._routing is None:
+            return {}
+        sums = self._routing.rows(numbers)
+        if (loads := self._routing.loads(sums)) is not None:
+            self._write_media(loads, step)
+        return self._routing.layer_columns(sums)
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps, as JSON; the same on all ranks. Waits for the device."""
-        return {"sources": self._sources.state(), "spikes": self._spikes.state()}
+        found = {"sources": self._sources.state(), "spikes": self._spikes.state()}
+        return found | ({} if self._routing is None else {"routing": self._routing.state()})
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Goes on after `state`; checkpoints until 2026-11-28 have none."""
         self._sources.load_state(state.get("sources", {}))
         self._spikes.load_state(state.get("spikes", {}))
+        if self._routing is not None:
+            self._routing.load_state(state.get("routing", {}))
+
+
+def _next(values: Iterator[float], tensor: Tensor) -> list[float]:
+    """As many of the values as the tensor has elements."""
+    return list(islice(values, tensor.numel()))
 
 
 def spike_detector(config: Config) -> SpikeDetector:

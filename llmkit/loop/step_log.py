@@ -140,7 +140,7 @@ class StepLog:
         if step.timing is not None:
             row |= step.timing | self._times.take_parts() | {"loss_mean": self._state.take_mean_loss()}
             row["skipped_total"] = self._state.skipped
-        row |= self._details.columns(step.taken, values)
+        row |= self._details.columns(step.step, step.taken, values)
         if skipped:
             row["skipped"] = True
         if not step.targets:

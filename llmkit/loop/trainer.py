@@ -34,6 +34,7 @@ from llmkit.loop.launch import Launch
 from llmkit.loop.profile_steps import ProfileSteps
 from llmkit.loop.recorder import Recorder, Rule
 from llmkit.loop.rollback import Rollbacks, roll_back
+from llmkit.loop.routing_log import routing_log
 from llmkit.loop.samples import LeftOutReport, SampleLog
 from llmkit.loop.save_request import SaveRequest
 from llmkit.loop.save_timer import SaveTimer
@@ -124,6 +125,7 @@ class Trainer:
             SourceLosses(loader.source_names, self.mesh.device), spike_detector(self.config),
             self.config.data.sequence_length, self.write_row, self._write_media,
             self.checks.spiked, self.checks.gradients,
+            routing_log(self.config, plan.model, self.mesh.device), self.checks.routing,
         )  # fmt: skip
         self._samples = SampleLog(folder, self.mesh) if self.config.monitor.log_samples else None
         self._left_out = LeftOutReport(loader, console.note)

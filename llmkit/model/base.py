@@ -133,7 +133,23 @@ class Model(nn.Module):
         """Name of each full tensor of which this model has a slice -> its shape."""
         quantised = [parts for _, parts in self.quantised_weights().values()]
         parts = itertools.chain(*self.parameter_slices().values(), *quantised)
-        return {part.name: part.shape for part in parts}
+        buffers = {name: tuple(buffer.shape) for name, buffer in self.full_buffers().items()}
+        return {part.name: part.shape for part in parts} | buffers
+
+    def full_buffers(self) -> dict[str, Tensor]:
+        """Name of each full tensor that is state but no parameter -> that tensor, fp32 and whole on every
+        rank.
+
+        Checkpoints keep them beside the parameters. They begin at `initial`, and `after_update` changes them.
+        """
+        return {}
+
+    def after_update(self, routing: Tensor | None, skipped: Tensor) -> None:
+        """Is called after each step that had a target, on all ranks alike; nothing by default.
+
+        routing: `LossSum.routing` of the global batch, fp64. skipped: 1.0 where the update was void, else
+        0.0.
+        """
 
     def initial(self, name: str, shape: Shape) -> Initial:
         """Distribution of the initial values of the full tensor `name`.
@@ -163,8 +179,9 @@ class Model(nn.Module):
 
     @property
     def num_parameters(self) -> int:
-        """Elements of all full tensors."""
-        return sum(map(math.prod, self.full_shapes().values()))
+        """Elements of all full tensors that are parameters."""
+        buffers = self.full_buffers()
+        return sum(math.prod(shape) for name, shape in self.full_shapes().items() if name not in buffers)
 
     def compile_parts(self, report: Callable[[str], None]) -> None:
         """Compiles what is worth it, by `llmkit.kernels.compiler.compile_module`; nothing by default."""

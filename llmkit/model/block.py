@@ -92,7 +92,7 @@ class Block(nn.Module):
         self, x: Tensor, inputs: BlockInputs, attention_key: Key = None, mlp_key: Key = None
     ) -> Any:
         """x: (batch, seq, hidden), or its piece (seq / tp, batch, hidden) -> the same shape; where the block
-        has experts, that and the losses of their router, (batch, 2).
+        has experts, that and the report of their router, (batch, 5 + experts).
 
         attention_key, mlp_key: of the dropouts behind the two halves, see `llmkit.model.dropout`.
         """
@@ -114,8 +114,8 @@ class Block(nn.Module):
             x, normed = self.mlp_norm(x, mixed)
         if not self.has_experts:
             return self._added(self._branch(self.mlp(normed), self.mlp_post_norm), x, mlp_key)
-        mixed, losses = self.mlp(normed, inputs.piece)
-        return self._added(self._branch(mixed, self.mlp_post_norm), x, mlp_key), losses
+        mixed, report = self.mlp(normed, inputs.piece, inputs.limited)
+        return self._added(self._branch(mixed, self.mlp_post_norm), x, mlp_key), report
 
     def _added(self, branch: Tensor, x: Tensor, key: Key) -> Tensor:
         """x + branch, with dropout on the branch in training."""

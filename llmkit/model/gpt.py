@@ -23,9 +23,11 @@ from llmkit.model.block import Block
 from llmkit.model.cache import CacheRows, KeyValueCache
 from llmkit.model.dropout import DropoutKeys, group_dropout
 from llmkit.model.initial import draw
+from llmkit.model.moe import Router
 from llmkit.model.norm import residual_norm
 from llmkit.model.positions import BlockInputs, RopeTables, Span, begins_of, shift
 from llmkit.model.rope import rope_tables
+from llmkit.model.routing import LOSSES, move_biases, routing_sums
 from llmkit.model.vocabulary import Embedding, Head, Positions
 from llmkit.parallel.collectives import reduce_from_group
 from llmkit.parallel.context import WHOLE_ROWS, ContextParallel
@@ -178,28 +180,30 @@ class GPT(Model):
 
     def forward(self, batch: Batch) -> LossSum:
         """The loss of each sequence, summed over its targets; the same on all tensor-parallel ranks."""
+        learns = self.training and torch.is_grad_enabled() and not self.evaluating
         with group_dropout(self.shape, self.tp, self.training, batch.tokens.device) as keys:
             routers: list[Tensor] = []
             x = self.hidden(
                 batch.tokens, batch.documents, keys=keys, bounds=batch.bounds, piece=batch.piece,
-                routers=routers,
+                routers=routers, limited=learns and self.shape.moe.capacity_factor is not None,
             )  # fmt: skip
             loss: LossSum = self.head(x, batch.labels)
-        if not routers or self.evaluating or not (self.training and torch.is_grad_enabled()):
+        if not routers or not learns:
             return loss
-        added = self._router_losses(routers, loss.targets, batch.piece)
-        return loss._replace(extras={**loss.extras, **added})
+        targets = loss.targets
+        if batch.piece is not None:
+            targets = reduce_from_group(targets, self.context.group)
+        added = self._router_losses([report[:, :LOSSES] for report in routers], targets)
+        routing = routing_sums(routers, targets, loss.targets)
+        return loss._replace(extras={**loss.extras, **added}, routing=routing)
 
-    def _router_losses(
-        self, losses: Sequence[Tensor], targets: Tensor, piece: RowPiece | None
-    ) -> dict[str, Tensor]:
+    def _router_losses(self, losses: Sequence[Tensor], targets: Tensor) -> dict[str, Tensor]:
         """What is added to the loss. losses: of each layer with experts, (batch, 2); see `Router`.
 
-        Of each sequence as often as it has targets, so that means over targets are those over sequences. Of a
-        piece of the sequences this is its term of the sum over the ranks that have the others.
+        targets: (batch,), of whole rows. Of each sequence as often as it has targets, so that means over
+        targets are those over sequences. Of a piece of the sequences this is its term of the sum over the
+        ranks that have the others.
         """
-        if piece is not None:
-            targets = reduce_from_group(targets, self.context.group)
         moe, means = self.shape.moe, sum(losses[1:], losses[0]) / len(losses)
         balance, z = (means * targets[:, None]).sum(0)
         found = {
@@ -217,11 +221,12 @@ class GPT(Model):
         bounds: Tensor | None = None,
         piece: RowPiece | None = None,
         routers: list[Tensor] | None = None,
+        limited: bool = False,
     ) -> Tensor:
         """tokens: (batch, seq) -> output of the last norm (batch, seq, hidden), or its piece of the sequence.
 
         keys: of the dropouts; None: PyTorch's generators serve. bounds: of the documents, piece: see `Batch`.
-        routers: gets the losses of the router of each layer with experts, (batch, 2).
+        routers: gets the report of the router of each layer with experts. limited: see `BlockInputs`.
         """
         if not self.has_weights:
             raise RuntimeError(
@@ -248,12 +253,13 @@ class GPT(Model):
             # Not x itself: that one argument is the other would be compiled for the first block alone.
             embedding=x.view_as(x) if shape.residual_scalars else None,
             bigram=self._bigrams(tokens, begins, cache, piece),
+            limited=limited,
         )
         for block, attention_key, mlp_key in zip(self.blocks, keys.attention, keys.mlp, strict=True):
             if block.has_experts:
-                x, losses = block(x, inputs, attention_key, mlp_key)
+                x, report = block(x, inputs, attention_key, mlp_key)
                 if routers is not None:
-                    routers.append(losses)
+                    routers.append(report)
             else:
                 x = block(x, inputs, attention_key, mlp_key)
         return self.norm(x)
@@ -299,6 +305,17 @@ class GPT(Model):
             return self.head.logits(hidden[:, -1])
         cache.advance()
         return self.head.logits(cache.last_of(hidden)[:, 0])
+
+    def full_buffers(self) -> dict[str, Tensor]:
+        """See `Model.full_buffers`: the biases of experts, in the order of the layers."""
+        routers = ((path, each) for path, each in self.named_modules() if isinstance(each, Router))
+        return {f"{path}.bias": each.bias for path, each in routers if each.bias is not None}
+
+    def after_update(self, routing: Tensor | None, skipped: Tensor) -> None:
+        """See `Model.after_update`. Where adapters alone are trained the biases stay as their base's are."""
+        rate = self.shape.moe.bias_update_rate
+        if routing is not None and rate and not self.adapted:
+            move_biases(list(self.full_buffers().values()), routing, rate, skipped)
 
     @property
     def has_dropout(self) -> bool:

@@ -68,6 +68,8 @@ def draw(model: Model, seed: int) -> None:
         parameter.zero_()  # rows in no slice are padding
         for each in slices[name]:
             parameter[each.start : each.stop] = source.read(each.name, "master", each.box)
+    for name, buffer in model.full_buffers().items():
+        buffer.copy_(source.read(name, "master"))
     model.has_weights = True
 
 

@@ -1,6 +1,6 @@
 """A mixture of experts: a router sends each token to a few of many small MLPs (Shazeer et al. 2017).
 
-No token is dropped: copies of the tokens are sorted by expert, and one grouped product serves all of them.
+Copies of the tokens are sorted by expert, and one grouped product serves all of them, however many go to one.
 Tensor parallelism shards every expert as it shards an MLP. All ranks choose the same experts, since they
 compute the scores from the same activations. Expert parallelism deals the experts out over ranks that have
 other tokens, and sends each token to those that hold its experts (`llmkit.kernels.expert_exchange`).
@@ -8,6 +8,7 @@ other tokens, and sends each token to those that hold its experts (`llmkit.kerne
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from llmkit.kernels.experts import Dispatch, gather_from_experts, grouped_linear
 from llmkit.kernels.operators import Operators
 from llmkit.model.layers import Layer, column_input, row_output, sequence_first, uninitialized_parameter
 from llmkit.model.mlp import MLPS, make_mlp
+from llmkit.model.routing import capacity, count_choices, entropies, within_capacity
 from llmkit.parallel.collectives import (
     Group,
     all_gather,
@@ -38,11 +40,11 @@ from llmkit.parallel.slices import Box, ParameterSlice, full_slice
 class Routing(NamedTuple):
     """Where the tokens go. weights: (batch, seq, k) fp32; experts: (batch, seq, k) int64, of all tokens of
     the tensor-parallel ranks even where activations are pieces of them.
-    losses: (batch, 2) fp32, see `Router`."""
+    report: (batch, 5 + experts) fp32, see `Router`."""
 
     weights: Tensor
     experts: Tensor
-    losses: Tensor
+    report: Tensor
 
 
 class Router(Layer):
@@ -52,31 +54,58 @@ class Router(Layer):
     expert / tokens) x (mean probability of it), summed over experts (Fedus et al. 2022; as transformers'
     `load_balancing_loss_func` for a layer and a sequence), and the mean square of log(sum(exp(scores)))
     (Zoph et al. 2022). Of a piece of the sequences (context parallelism) they are its terms of the sum over
-    the ranks that have the others.
+    the ranks that have the others. Its report has, for each sequence, these two losses, and without a
+    gradient the tokens, the entropies of their probabilities, the dropped choices and the load of each
+    expert.
+
+    bias: (experts,) fp32, added to what experts are chosen by (`Moe.bias_update_rate`); None: there is none.
+    It is no parameter: `llmkit.model.routing.move_biases` changes it, and it stays in fp32.
     """
+
+    bias: Tensor | None
 
     def __init__(self, width: int, settings: Moe, tp: TensorParallel, context: ContextParallel) -> None:
         super().__init__()
         self.settings, self.tp, self.context = settings, tp, context
         self.size = (settings.num_experts, width)
         self.weight = uninitialized_parameter(*self.size)
+        biased = settings.bias_update_rate is not None
+        self.register_buffer("bias", torch.zeros(self.size[0], dtype=torch.float32) if biased else None)
 
-    def forward(self, x: Tensor, piece: RowPiece | None = None) -> Routing:
-        """x: (batch, seq, width), or its piece. piece: see `Batch`."""
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
+        """Called by every method that moves a module to another device or type; the bias keeps its type."""
+        bias = self.bias
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if bias is not None and self.bias is not None and self.bias.dtype != bias.dtype:
+            self.bias = bias.to(self.bias.device)
+        return self
+
+    def forward(self, x: Tensor, piece: RowPiece | None = None, limited: bool = False) -> Routing:
+        """x: (batch, seq, width), or its piece. piece: see `Batch`. limited: whether experts have a
+        capacity."""
         weight = replicated_weight(self.weight, self.tp.sequence_group)
         scores = sequence_first(nn.functional.linear(x.float(), weight.float()), self.tp)
         probabilities, chosen, experts = self._choose(scores)  # (batch, seq or its piece, ...)
         pieces = self.tp.size if self.tp.sequence_parallel else 1
         length = scores.shape[1] * pieces if piece is None else piece.length
         others = None if piece is None else self.context.group
-        losses = self._losses(scores, probabilities, experts, length, others)
+        choices = reduce_from_group(count_choices(experts, self.size[0]), self.tp.sequence_group)
+        losses = self._losses(scores, probabilities, choices, length, others)
+        entropy = reduce_from_group(entropies(probabilities), self.tp.sequence_group)
         if self.tp.sequence_parallel:
             # The gradient of the weights is a term on each rank, that of its part of every expert's output.
             chosen = all_gather(chosen, 1, self.tp.group)
             experts = all_gather(experts, 1, self.tp.group)
         else:
             chosen = copy_to_group(chosen, self.tp.group)
-        return Routing(chosen, experts, losses)
+        tokens = torch.full_like(entropy, experts.shape[1])
+        dropped = torch.zeros_like(entropy)
+        if limited:
+            kept = within_capacity(experts, self.size[0], capacity(self.settings, length))
+            chosen = chosen.where(kept, 0.0)
+            dropped = (~kept).sum((1, 2))[:, None].to(entropy.dtype)
+        report = torch.cat((losses, tokens, entropy, dropped, choices), 1)
+        return Routing(chosen, experts, report)
 
     def _choose(self, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Probabilities of all experts; weights and numbers of the chosen ones."""
@@ -85,30 +114,29 @@ class Router(Layer):
         else:
             values = scores.sigmoid()
             probabilities = values / values.sum(-1, keepdim=True)
-        chosen, experts = values.topk(self.settings.num_experts_per_tok, dim=-1)
+        if self.bias is None:
+            chosen, experts = values.topk(self.settings.num_experts_per_tok, dim=-1)
+        else:
+            experts = (values.detach() + self.bias).topk(self.settings.num_experts_per_tok, dim=-1)[1]
+            chosen = values.gather(-1, experts)
         if self.settings.norm_topk_prob:
             chosen = chosen / chosen.sum(-1, keepdim=True)
         return probabilities, chosen, experts
 
     def _losses(
-        self, scores: Tensor, probabilities: Tensor, experts: Tensor, length: int, others: Group
+        self, scores: Tensor, probabilities: Tensor, choices: Tensor, length: int, others: Group
     ) -> Tensor:
         """See the class.
 
-        length: tokens of a sequence, all of them. others: the ranks that have its other pieces, or None.
+        choices: (batch, experts), how often each was chosen. length: tokens of a sequence, all of them.
+        others: the ranks that have its other pieces, or None.
         """
-        rows, _, count = scores.shape
-        with torch.no_grad():
-            flat = experts.flatten(1)
-            choices = probabilities.new_zeros(rows, count).scatter_add_(
-                1, flat, torch.ones_like(flat, dtype=probabilities.dtype)
-            )
-            choices = reduce_from_group(choices, self.tp.sequence_group)
-            share = reduce_from_group(choices, others) / length
+        share = reduce_from_group(choices, others) / length
         square = scores.logsumexp(-1).square().sum(1, keepdim=True)
         sums = torch.cat((probabilities.sum(1), square), 1)
         means = reduce_from_group(sums, self.tp.sequence_group) / length
-        return torch.stack((count * (share * means[:, :-1]).sum(-1), means[:, -1]), -1)
+        balance = self.size[0] * (share * means[:, :-1]).sum(-1)
+        return torch.stack((balance, means[:, -1]), -1)
 
     def parameter_slices(self, path: str) -> dict[str, list[ParameterSlice]]:
         """See `Layer.parameter_slices`."""
@@ -255,11 +283,14 @@ class MixtureOfExperts(nn.Module):
             else make_mlp(shape.mlp, shape.hidden_size, shared, shape.mlp_bias, tp, operators)
         )
 
-    def forward(self, x: Tensor, piece: RowPiece | None = None) -> tuple[Tensor, Tensor]:
-        """x: (batch, seq, hidden), or its piece -> the same shape, and the router's losses (batch, 2).
+    def forward(
+        self, x: Tensor, piece: RowPiece | None = None, limited: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """x: (batch, seq, hidden), or its piece -> the same shape, and the router's report (batch, 5 +
+        experts).
 
-        piece: see `Batch`.
+        piece: see `Batch`. limited: whether the experts have a capacity, if the settings give them one.
         """
-        routing = self.router(x, piece)
+        routing = self.router(x, piece, limited)
         mixed: Tensor = self.experts(x, routing)
-        return (mixed if self.shared_expert is None else mixed + self.shared_expert(x)), routing.losses
+        return (mixed if self.shared_expert is None else mixed + self.shared_expert(x)), routing.report

@@ -34,6 +34,7 @@ class BlockInputs(NamedTuple):
     tokens: (batch, seq), for value embeddings. begins: (batch, seq) bool, the first tokens of documents, for
     what looks at the position before. embedding: what entered the first block, bigram: the vectors of
     bigrams, both (batch, seq, hidden) or this rank's piece, for `ResidualScalars`. piece: as in `Batch`.
+    limited: whether experts take only so many tokens as they have room for (`Moe.capacity_factor`).
     """
 
     rope: RopeTables | None = None
@@ -46,6 +47,7 @@ class BlockInputs(NamedTuple):
     bigram: Tensor | None = None
     sliding_rope: RopeTables | None = None
     piece: RowPiece | None = None
+    limited: bool = False
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ class Column:
     meaning: str
     scope: str
     row: Row = "training"
+    recorded: bool = False
+    """Whether it comes by `Trainer.record`, as the model's extras do."""
 
     @property
     def is_family(self) -> bool:
@@ -47,6 +49,8 @@ STEP = "this step, all ranks"
 MEAN = "mean since the last row, without evaluations and saves; null where all steps since then compiled"
 SINCE = "since the last row, rank 0"
 PARTS = f"{SINCE}, by the device's own time; null where the engine cannot tell (DeepSpeed)"
+EXTRA = "mean over the steps since the last row, all ranks"
+ROUTED = "all steps since the last row, all ranks, over resumes too, rows without a target left out"
 TOTAL = "since the run's first start, over all its starts, rank 0"
 
 COLUMNS = (
@@ -145,6 +149,32 @@ COLUMNS = (
         "since the run's first start; null where either is not known"),
     Column("energy_source", "", "system", "where the energy is from: nvml (GPUs), rapl (CPUs), nvml+rapl",
         "null where no counter can be read"),
+    Column("router_aux_loss", "nats", "train", "balance loss of the routers, times its coefficient",
+        f"{EXTRA}; absent without experts", recorded=True),
+    Column("router_z_loss", "nats", "train", "z loss of the routers, times its coefficient",
+        "as `router_aux_loss`; absent where the coefficient is 0", recorded=True),
+    Column("z_loss", "nats", "train", "z loss of the output head, times its coefficient",
+        f"{EXTRA}; absent where the coefficient is 0", recorded=True),
+    Column("label_smoothing", "nats", "train", "what smoothed labels add to the loss",
+        f"{EXTRA}; absent where it is 0", recorded=True),
+    Column("router_entropy", "nats", "train",
+        "entropy of a router's probabilities of a token, mean of all; log(num_experts) where these are alike",
+        f"{ROUTED}; absent without experts"),
+    Column("expert_load_max", "", "train", "load of the expert with most tokens, over the mean of its layer",
+        f"{ROUTED}; absent without experts"),
+    Column("expert_load_min", "", "train", "the same of the expert with fewest tokens", f"{ROUTED}; absent "
+        "without experts"),
+    Column("expert_dropped", "share", "train", "choices of experts that were over their capacity",
+        f"{ROUTED}; absent without `model.moe.capacity_factor`"),
+    Column("router_entropy/LAYER", "nats", "layers", "`router_entropy` of a layer", STEP, "statistics"),
+    Column("router_balance/LAYER", "", "layers",
+        "balance loss of a router, without its coefficient; num_experts_per_tok where all loads are alike",
+        STEP, "statistics"),
+    Column("router_z/LAYER", "", "layers", "z loss of a router, without its coefficient", STEP, "statistics"),
+    Column("expert_load_max/LAYER", "", "layers", "`expert_load_max` of a layer", STEP, "statistics"),
+    Column("expert_load_min/LAYER", "", "layers", "`expert_load_min` of a layer", STEP, "statistics"),
+    Column("expert_dropped/LAYER", "share", "layers", "`expert_dropped` of a layer",
+        f"{STEP}; absent without `model.moe.capacity_factor`", "statistics"),
     Column("rewards/NAME", "", "train", "with the objective dpo: chosen, rejected, margin, and accuracy",
         "this step, all ranks; else absent"),
     Column("eval_loss", "nats", "eval", "held-out loss a target", "all held-out tokens, all ranks",
@@ -166,7 +196,7 @@ COLUMNS = (
     Column("eval/TASK/METRIC", "", "eval", "a metric of a task of lm-eval", "all ranks", "tasks"),
 )  # fmt: skip
 
-OWN_NAMES = tuple(column.name for column in COLUMNS if not column.is_family)
+OWN_NAMES = tuple(column.name for column in COLUMNS if not (column.is_family or column.recorded))
 """Names that numbers recorded by others cannot have."""
 
 

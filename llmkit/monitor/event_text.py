@@ -20,6 +20,8 @@ TEXTS = {
     "max_steps": "max_steps is {max_steps}",
     "tasks_left_out": "no time for the evaluation by tasks at the end",
     "loss_spike": "spike of {of} at step {step}",
+    "dead_experts": "experts without tokens at step {step}: {where}",
+    "router_collapsed": "routers that use few experts at step {step}: {where}",
     "nonfinite_gradient": "gradient not finite at step {step}: ranks {ranks}",
     "gradient_outlier": "huge gradient at step {step}: ranks {ranks}",
     "replicas_differ": "COPIES DIFFER at step {step}: ranks {ranks}",

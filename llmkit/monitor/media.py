@@ -19,6 +19,8 @@ from llmkit.ownership.claim import Claim
 FILE = "media.jsonl"
 KINDS = {"histogram": ("edges", "counts"), "table": ("columns", "rows"), "image": ("path",)}
 """Kind -> its keys beside `step`, `kind` and `name`."""
+EXPERT_LOADS = "expert_load"
+"""Name of the table that has, for each layer with experts, their loads over the layer's mean."""
 MOST_TEXT = 10_000
 """Characters of a cell of a table; a longer one is shortened."""
 MOST_BYTES = 2**20

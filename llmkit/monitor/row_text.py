@@ -56,6 +56,11 @@ def _step(row: Mapping[str, Any], max_steps: int | None) -> Iterator[str]:
         yield "no targets"
     if row.get("skipped"):
         yield "update skipped"
+    if row.get("expert_load_max") is not None:
+        dropped = row.get("expert_dropped")
+        yield f"loads up to {row['expert_load_max']:.1f} x mean" + (
+            "" if dropped is None else f", {100 * dropped:.1f} % dropped"
+        )
     if row.get("tokens_per_second") is not None:
         yield f"{thousands(row['tokens_per_second'])} tokens/s"
     if max_steps is not None and row.get("step_seconds") is not None:

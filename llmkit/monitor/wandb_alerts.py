@@ -23,6 +23,7 @@ class Alert(NamedTuple):
 
 _LEVELS: dict[str, tuple[str, Level]] = {
     "loss_spike": ("spike of loss or gradient", "WARN"),
+    "router_collapsed": ("a router sends all tokens to few experts", "WARN"),
     "gradient_outlier": ("a rank has a huge gradient", "WARN"),
     "rollback": ("gone back after a spike", "WARN"),
     "stall": ("stalled", "WARN"),

@@ -252,6 +252,8 @@ def _parts_of(result: StepResult) -> dict[str, Tensor]:
         "gradients": gradients, "weights": weights, "updates": updates,
         "outputs": (squares / elements.clamp(min=1.0)).sqrt(), "largest outputs": largest,
     }  # fmt: skip
+    if result.routing is not None:
+        found["routing"] = result.routing
     return {name: each.cpu() for name, each in found.items()}
 
 

@@ -71,14 +71,14 @@ MODELS = {
         moe=Moe(
             num_experts=5, num_experts_per_tok=2, moe_intermediate_size=20,
             shared_expert_intermediate_size=24, first_dense_layers=1, router_aux_loss_coef=0.3,
-            router_z_loss_coef=0.02,
+            router_z_loss_coef=0.02, bias_update_rate=0.02,
         ),
     ),
     "sigmoid-experts": replace(
         MODERN, mlp="relu2",
         moe=Moe(
             num_experts=8, num_experts_per_tok=3, moe_intermediate_size=32, router="sigmoid",
-            norm_topk_prob=False, router_aux_loss_coef=0.3,
+            norm_topk_prob=False, router_aux_loss_coef=0.3, capacity_factor=0.9,
         ),
     ),
     "one-expert": replace(
@@ -104,9 +104,9 @@ and value heads than tensor-parallel ranks, a head of its own. Odd: a vocabulary
 key and value head, tied. QK-norm: a norm on each head's query and key. Even: sizes that fp8
 takes on two ranks. Everything: what recent small recipes add. Olmo, Gemma: what
 published families add. Experts: a mixture in all layers but the first, in sizes that grouped products do not
-take; another one in sizes that they take. One-expert, two-experts: mixtures that 2 and 4 ranks can deal out,
-by the experts of a token. Large: an embedding of more than 10 million elements, since a sum in fp32 may be
-wrong only where it is long."""
+take, with biases that balance it; another one in sizes that they take, with a capacity. One-expert,
+two-experts: mixtures that 2 and 4 ranks can deal out, by the experts of a token. Large: an embedding of more
+than 10 million elements, since a sum in fp32 may be wrong only where it is long."""
 
 
 ADAPTERS = Lora(rank=3, alpha=7.0)

@@ -41,7 +41,7 @@ class DpoLoss:
         chosen, rejected = rewards.unbind(1)
         values = (chosen, rejected, (chosen > rejected).float(), chosen - rejected)
         measures = {name: value.sum() for name, value in zip(MEASURES, values, strict=True)}
-        return LossSum(losses, is_pair.long(), {**loss.extras, **measures})
+        return LossSum(losses, is_pair.long(), {**loss.extras, **measures}, routing=loss.routing)
 
     def _losses(self, log_ratio: Tensor, targets: Tensor) -> Tensor:
         """(pairs,) fp32. log_ratio, targets: (pairs, 2)."""

@@ -11,6 +11,7 @@ from llmkit.monitor.series import LARGEST_STEP
 
 KINDS = {
     "save": "save", "resume": "resume", "fault": "fault", "save_failed": "fault", "loss_spike": "spike",
+    "router_collapsed": "fault",
     "stop": "stop", "stall": "fault", "data_change": "resume", "early_stopping": "stop", "rollback": "resume",
 }  # fmt: skip
 """Events that are drawn into charts, and the style of their marks."""

@@ -1,4 +1,4 @@
-"""Statistics by layer over the steps of a run, as a small picture: a row a layer, a column a few steps."""
+"""Statistics by layer as small pictures: a row a layer, a column a few steps of the run, or an expert."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llmkit.config.mistakes import printable
 from llmkit.monitor.columns import COLUMNS
+from llmkit.monitor.media import EXPERT_LOADS as LOADS_TABLE
 from llmkit.monitor.record import RunRecord
 from llmkit.report.chart import short
 
@@ -22,6 +24,10 @@ TITLES = {
     "update_ratio/": "Update to weight",
     "activation_rms/": "Activations, root mean square",
     "activation_max/": "Activations, largest magnitude",
+    "router_z/": "Router z loss",
+    "expert_load_max/": "Largest load of an expert, over the mean",
+    "expert_load_min/": "Smallest load of an expert, over the mean",
+    "expert_dropped/": "Dropped choices of experts",
 }
 """Of statistics whose columns have short names."""
 _COLORS = np.array(
@@ -34,14 +40,15 @@ _UNKNOWN = 255
 
 @dataclass(frozen=True)
 class Heatmap:
-    """A picture. image: a data URL; layers: names of its rows, from the top; low, high: ends of its scale."""
+    """A picture. image: a data URL; layers: names of its rows, from the top; low, high: ends of its scale.
+    across: what its columns are, from left to right."""
 
     title: str
     image: str
     layers: list[str]
     low: str
     high: str
-    steps: tuple[int, int]
+    across: str
 
 
 def heatmaps(run: RunRecord) -> Iterator[Heatmap]:
@@ -53,6 +60,7 @@ def heatmaps(run: RunRecord) -> Iterator[Heatmap]:
         names = [name for name in names if np.isfinite(run.columns[name].values).any()]
         if names:
             yield _heatmap(run, column.prefix, names)
+    yield from _loads(run)
 
 
 def _heatmap(run: RunRecord, prefix: str, names: list[str]) -> Heatmap:
@@ -61,6 +69,29 @@ def _heatmap(run: RunRecord, prefix: str, names: list[str]) -> Heatmap:
     for row, name in enumerate(names):
         column = run.columns[name]
         grid[row, np.searchsorted(steps, column.steps)] = column.values
+    layers = [name.removeprefix(prefix) for name in names]
+    title = TITLES.get(prefix, prefix.rstrip("/").replace("_", " ").capitalize())
+    return _picture(title, grid, layers, f"steps {int(steps[0]):,} to {int(steps[-1]):,}")
+
+
+def _loads(run: RunRecord) -> Iterator[Heatmap]:
+    """The newest loads of experts, each over the mean of its layer; nothing where they are not on record."""
+    items = (item for item in reversed(run.media) if (item["kind"], item["name"]) == ("table", LOADS_TABLE))
+    if (newest := next(items, None)) is None:
+        return
+    rows = [row for row in newest["rows"][:MOST_LAYERS] if len(row) > 1]
+    try:
+        grid = np.array([row[1:] for row in rows], np.float64)
+    except (TypeError, ValueError):  # the file may hold anything
+        return
+    if grid.ndim == 2 and np.isfinite(grid).any():
+        across = f"experts 0 to {grid.shape[1] - 1:,}, step {newest['step']:,}"
+        layers = [printable(str(row[0]), 100) for row in rows]
+        yield _picture("Load of each expert, over the mean of its layer", grid, layers, across)
+
+
+def _picture(title: str, grid: np.ndarray, layers: list[str], across: str) -> Heatmap:
+    """grid: (layers, columns), NaN where nothing is known."""
     grid = _narrowed(grid)
     positive = grid[np.isfinite(grid) & (grid > 0)]
     low, high = (float(positive.min()), float(positive.max())) if positive.size else (0.0, 0.0)
@@ -71,10 +102,7 @@ def _heatmap(run: RunRecord, prefix: str, names: list[str]) -> Heatmap:
     levels = np.rint(np.clip(np.nan_to_num(scaled, neginf=0.0), 0, 1) * 254)
     levels = np.where(np.isfinite(grid), levels, _UNKNOWN).astype(np.uint8)
     picture = base64.b64encode(png(levels, _palette())).decode()
-    layers = [name.removeprefix(prefix) for name in names]
-    title = TITLES.get(prefix, prefix.rstrip("/").replace("_", " ").capitalize())
-    bounds = int(steps[0]), int(steps[-1])
-    return Heatmap(title, f"data:image/png;base64,{picture}", layers, short(low), short(high), bounds)
+    return Heatmap(title, f"data:image/png;base64,{picture}", layers, short(low), short(high), across)
 
 
 def _narrowed(grid: np.ndarray) -> np.ndarray:

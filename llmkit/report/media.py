@@ -12,6 +12,7 @@ import numpy as np
 
 from llmkit.config.mistakes import printable
 from llmkit.monitor.jsonlines import Row
+from llmkit.monitor.media import EXPERT_LOADS
 from llmkit.monitor.record import RunRecord
 from llmkit.monitor.series import LARGEST
 from llmkit.report.chart import short
@@ -63,6 +64,8 @@ def tables(run: RunRecord) -> list[Table]:
     """Of each name the newest tables, the newest first; samples before all others."""
     found: dict[str, list[Table]] = {}
     for name, step, item in _newest_first(run, "table"):
+        if name == EXPERT_LOADS:  # a picture, see `report.heatmap`
+            continue
         known = found.setdefault(name, [])
         if len(known) < NEWEST:
             cells = [[_cell(cell) for cell in row] for row in list(item["rows"])[:MOST_ROWS]]

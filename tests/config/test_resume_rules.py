@@ -55,6 +55,7 @@ NOT_FREE: dict[Kind, str] = {
         model.embedding_initializer_range model.head_initializer_range model.residual_init
         model.moe.num_experts_per_tok model.moe.router model.moe.norm_topk_prob
         model.moe.router_aux_loss_coef model.moe.router_z_loss_coef
+        model.moe.bias_update_rate model.moe.capacity_factor
         train.max_steps train.max_minutes train.global_batch_size train.gradient_clipping train.precision
         train.z_loss train.label_smoothing train.dpo.beta train.dpo.loss train.dpo.label_smoothing
         train.dpo.nll_weight train.lora.alpha train.lora.quantize_base train.ema.decay

@@ -39,7 +39,7 @@ def test_a_picture_has_a_row_a_layer_from_dark_to_bright(tmp_path: Path):
     ]
     (found,) = heatmaps(make_run(tmp_path / "run", rows))
     assert (found.title, found.layers) == ("Gradient norm", ["embedding", "blocks.0"])
-    assert found.steps == (100, 200)
+    assert found.across == "steps 100 to 200"
     assert (found.low, found.high) == ("0.01", "1")
     picture = pixels(found.image)
     assert picture.shape == (2, 2, 3)
