@@ -124,7 +124,10 @@ def _(gradient: Tensor, x: Tensor, ends: Tensor) -> Tensor:
 
 
 def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+    """Keeps what the gradients that are needed are made of: of frozen experts no inputs."""
+    x, weight, ends = inputs
+    of_x, of_weight = ctx.needs_input_grad[:2]  # here PyTorch adds an entry of its own
+    ctx.save_for_backward(x if of_weight else None, weight if of_x else None, ends)
 
 
 def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:

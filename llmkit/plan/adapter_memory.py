@@ -51,12 +51,15 @@ def adapter_parts(
         found["attention"] += _heads(shape, how, share)
         if len(into_mlp) == 2 and share[into_mlp[0]] != share[into_mlp[1]]:  # the other holds both
             found["mlp"] += size * width * max(share[kind] for kind in into_mlp)
-        found["copies of tokens for experts"] = _router_input(shape, how)
+        if shape.expert_layers:  # frozen experts keep no inputs
+            chosen = size * shape.moe.num_experts_per_tok
+            found["mlp"] -= chosen * shape.expert_width
+            found["copies of tokens for experts"] = _router_input(shape, how) - chosen * shape.hidden_size
     return {"residual stream and norms": residual, **found}
 
 
 def _mlp_width(shape: ModelShape) -> int:
-    """Width of the MLP that may have adapters; experts have none, and keep their inputs all the same."""
+    """Width of the MLP that may have adapters; experts have none."""
     shared = shape.moe.shared_expert_intermediate_size or 0
     return shared if shape.expert_layers else shape.intermediate_size
 
