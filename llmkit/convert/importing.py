@@ -1,4 +1,4 @@
-"""`llmkit import`: a checkpoint made of a model in Hugging Face's format."""
+"""`llmkit import`: a checkpoint of a model in Hugging Face's format, or of a mixture made of a dense one."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ from llmkit.checkpoint.commit import finish
 from llmkit.checkpoint.pieces import Piece
 from llmkit.checkpoint.stage import Snapshot
 from llmkit.checkpoint.writer import Writer
+from llmkit.convert.upcycling import Upcycled
 from llmkit.errors import UserError
 from llmkit.hf.folder import HFFolder
 from llmkit.hf.tokenizer_files import note_on_template
-from llmkit.parallel.slices import full_box
-from llmkit.weights import open_weights
+from llmkit.parallel.slices import box_size, full_box
+from llmkit.weights import Weights, model_of, open_weights
 
 
-def import_command(source: Path, out: Path) -> int:
+def import_command(source: Path, out: Path, experts: int | None = None, per_token: int = 2) -> int:
     """`llmkit import`: writes a checkpoint of the weights alone, in the types in which they are stored.
 
     It can be used wherever a checkpoint can: for a run to start from, to generate, to evaluate, to export.
+    experts: of the mixture that is made of the weights (`Upcycled`), which may be those of a run, too; None:
+    they stay as they are. per_token: how many of them a token meets.
     Raises UserError for a model that llmkit does not compute, or a folder that is not complete.
     """
     refuse_existing(out)
@@ -30,36 +33,48 @@ def import_command(source: Path, out: Path) -> int:
         raise UserError(
             f"{out}: that is the name of a checkpoint of a run; choose another name for the import"
         )
-    weights = open_weights(source)
-    if not isinstance(weights, HFFolder):
-        raise UserError(f"{source}: is a checkpoint of llmkit already; it can be used as it is")
-    folder, tokenizer = weights, weights.tokenizer()
+    opened = open_weights(source)
+    if experts is None and not isinstance(opened, HFFolder):
+        raise UserError(
+            f"{source}: is a checkpoint of llmkit already; it can be used as it is (--upcycle makes a "
+            "mixture of experts of it)"
+        )
+    weights: Weights = opened if experts is None else Upcycled(opened, experts, per_token)
+    tokenizer, shape = weights.tokenizer(), model_of(weights)
     if (note := note_on_template(tokenizer)) is not None:
         print(note)
-    shape = folder.model_shape
-    require_room(out, folder.nbytes)
+    nbytes = sum(_bytes_of(weights, name) for name in weights.names())
+    require_room(out, nbytes)
+    kind = opened.architecture.class_name if isinstance(opened, HFFolder) else "a model of llmkit"
     with built_aside(out) as aside:
         writer = Writer(out)
         assert writer.folder == aside
-        writer.write_pieces(_pieces(folder))
-        state = {"imported": {"class": folder.architecture.class_name, "folder": source.resolve().name}}
-        snapshot = Snapshot(0, (), state, dict(folder.model), {}, tokenizer.files())
+        writer.write_pieces(_pieces(weights))
+        state = {"imported": {"class": kind, "folder": source.resolve().name}}
+        snapshot = Snapshot(0, (), state, dict(weights.model), {}, tokenizer.files())
         finish(writer, [index_file.encode(writer.index())], snapshot)
-    print(f"imported   {source}: {folder.architecture.class_name}, {shape.num_parameters:,} weights")
-    print(f"to         {out}: {len(folder.names())} tensors, {folder.nbytes / 1e9:.3f} GB")
+    made = "" if experts is None else f", upcycled to {experts} experts, {per_token} for a token"
+    print(f"imported   {source}: {kind}{made}, {shape.num_parameters:,} weights")
+    print(f"to         {out}: {len(weights.names())} tensors, {nbytes / 1e9:.3f} GB")
     print(f"try        llmkit generate {out} --prompt 'Once upon a time'")
     print(f"           llmkit train CONFIG train.init_from={out}")
     return 0
 
 
-def _pieces(folder: HFFolder) -> Iterator[Piece]:
-    for name in folder.names():
-        shape = folder.shape(name)
+def _bytes_of(weights: Weights, name: str) -> int:
+    """Bytes of a tensor as it is stored."""
+    box = full_box(weights.shape(name))
+    return box_size(box) * weights.read(name, tuple((0, 1) for _ in box)).element_size()
+
+
+def _pieces(weights: Weights) -> Iterator[Piece]:
+    for name in weights.names():
+        shape = weights.shape(name)
         box = full_box(shape)
-        data = folder.read(name, box).flatten()
+        data = weights.read(name, box).flatten()
         if not data.isfinite().all():
             raise UserError(
-                f"{folder.path}: {name} holds values that are no finite numbers, so the model computes "
+                f"{weights.path}: {name} holds values that are no finite numbers, so the model computes "
                 "nothing; download the folder again, or take weights of before the training broke down"
             )
         yield Piece(name, "master", shape, box, (0, len(data)), data)

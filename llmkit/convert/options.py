@@ -17,6 +17,13 @@ def add_import_command(commands: Commands) -> None:
     parser = commands.add_parser("import", help="make a checkpoint of a model in Hugging Face's format")
     parser.add_argument("source", metavar="HF_DIR", help="a folder with config.json and safetensors files")
     parser.add_argument("out", metavar="OUT", help="the checkpoint, a folder that must not exist")
+    parser.add_argument(
+        "--upcycle", type=_experts, metavar="EXPERTS",
+        help="make a mixture of so many experts, copies of the MLP; HF_DIR may also be a run or a checkpoint",
+    )  # fmt: skip
+    parser.add_argument(
+        "--experts-per-token", type=_experts, metavar="N", help="with --upcycle: default 2"
+    )
     parser.set_defaults(command=_import, parser=parser)
 
 
@@ -46,7 +53,10 @@ def add_export_command(commands: Commands) -> None:
 def _import(options: argparse.Namespace, started: float) -> int:
     from llmkit.convert.importing import import_command
 
-    return import_command(Path(options.source), Path(options.out))
+    if options.experts_per_token and not options.upcycle:
+        raise UserError("import: --experts-per-token is for --upcycle; leave it out")
+    per_token = options.experts_per_token or 2
+    return import_command(Path(options.source), Path(options.out), options.upcycle, per_token)
 
 
 def _export(options: argparse.Namespace, started: float) -> int:
@@ -71,6 +81,13 @@ def _export(options: argparse.Namespace, started: float) -> int:
         check=not options.no_check,
         ema=options.ema,
     )
+
+
+def _experts(text: str) -> int:
+    number = int(text) if re.fullmatch(r"[0-9]{1,5}", text, re.ASCII) else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number of experts, such as 8")
+    return number
 
 
 def _size(text: str) -> int:
