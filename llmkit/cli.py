@@ -30,6 +30,7 @@ from llmkit.planner.options import add_plan_options
 from llmkit.recipes.options import add_ladder_options, add_new_options
 from llmkit.report.options import add_report_command
 from llmkit.serve.options import add_serve_command
+from llmkit.shipped.options import add_launch_files_command
 from llmkit.watch.options import add_runs_command, add_top_command
 
 
@@ -309,7 +310,7 @@ def _parser() -> argparse.ArgumentParser:
         add_generate_command, add_evaluate_command, add_serve_command, add_inspect_command,
         add_import_command, add_export_command,
         add_runs_command, add_top_command, add_report_command, add_checkpoint_command, add_sync_command,
-        _doctor_parser, _submit_parser, _jobs_parser, _completion_parser,
+        _doctor_parser, _submit_parser, _jobs_parser, add_launch_files_command, _completion_parser,
     ):  # fmt: skip
         add(commands)
     return parser

@@ -101,6 +101,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("submit mine.yaml --gpus-per-node 8 --array optimizer.learning_rate=1e-3,3e-4", "a sweep"),
     ),
     "jobs": (("jobs", ""),),
+    "launch-files": (("launch-files .", "configs/, launch/ and slurm/, as in the repository"),),
     "completion": (
         ("completion bash", "add to ~/.bashrc: source <(llmkit completion bash)"),
         ("completion zsh", "add to ~/.zshrc, after compinit: source <(llmkit completion zsh)"),

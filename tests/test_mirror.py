@@ -18,6 +18,7 @@ ELSEWHERE = {
     "cluster/check.py": "cluster/test_submit.py",
     "cluster/options.py": "cluster/test_submit.py",
     "cluster/request.py": "cluster/test_submit.py",
+    "shipped/options.py": "shipped/test_command.py",
     "slurm.py": "cluster/test_slurm.py",
     "config/lora_section.py": "config/test_adapters.py",
     "config/monitor_section.py": "config/test_keys.py",

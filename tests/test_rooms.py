@@ -15,7 +15,7 @@ LAYERS = (
     {"config", "ownership", "build_locks"},
     {"parallel", "data", "run_folder", "command_line", "slurm"},
     {"kernels"},
-    {"checkpoint", "optim", "monitor", "plan", "prompts", "completion"},
+    {"checkpoint", "optim", "monitor", "plan", "prompts", "completion", "shipped"},
     {"model", "device", "hf", "watch", "watchdog", "copies", "estimate"},
     {"weights"},
     {"engine", "layers", "evaluation_data", "doctor", "cluster"},

@@ -1,0 +1,54 @@
+"""`llmkit launch-files`: what stands beside the package in its repository, written where one works."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from llmkit.errors import RunFault, UserError
+
+SHIPPED = Path(__file__).parent
+FOLDERS = ("configs", "launch", "slurm")
+LEFT_OUT = ("__pycache__",)
+
+
+def launch_files_command(folder: Path) -> int:
+    """Writes all files into a folder; those that are there with the same content stay.
+
+    Raises UserError, before anything is written, where a file is there with another content.
+    """
+    files = list(shipped_files())
+    if not files:
+        raise RunFault(f"launch-files: {SHIPPED} holds no files; install llmkit again")
+    try:
+        differing = [str(name) for name in files if _differs(folder / name, SHIPPED / name)]
+        if differing:
+            more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+            raise UserError(
+                f"launch-files: {folder} has other files of these names: {', '.join(differing[:3])}{more}; "
+                "name a new folder"
+            )
+        for name in files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(SHIPPED / name, folder / name)
+    except OSError as error:
+        raise UserError(f"launch-files: {error.filename or folder}: {error.strerror}") from error
+    print(f"{folder}: {len(files)} files in {', '.join(f'{name}/' for name in FOLDERS)}")
+    return 0
+
+
+def shipped_files() -> Iterator[Path]:
+    """The files, relative to this folder."""
+    for folder in FOLDERS:
+        for place, folders, names in os.walk(SHIPPED / folder):
+            folders[:] = sorted(set(folders) - set(LEFT_OUT))
+            yield from (Path(place, name).relative_to(SHIPPED) for name in sorted(names))
+
+
+def _differs(there: Path, ours: Path) -> bool:
+    """Whether something else is there already."""
+    if not os.path.lexists(there):
+        return False
+    return not there.is_file() or there.read_bytes() != ours.read_bytes()
