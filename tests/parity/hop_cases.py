@@ -9,10 +9,12 @@ import torch
 
 from llmkit.checkpoint import read
 from llmkit.checkpoint.write import save
+from llmkit.device import device_facts
+from llmkit.engine.complete import complete_model
 from llmkit.parallel.context import context_parallel
 from llmkit.parallel.mesh import Mesh
-from llmkit.parity.run import VALUES, make_engine
-from llmkit.parity.subjects import LENGTH, MODELS, RandomWeights, count_targets, global_batch, share
+from llmkit.parity.run import VALUES, make_engine, make_plan
+from llmkit.parity.subjects import LENGTH, MODELS, ROWS, RandomWeights, count_targets, global_batch, share
 from tests.parity.launched import mesh_maker
 
 SHAPE = MODELS["two-experts"]
@@ -31,7 +33,10 @@ LAYOUTS: list[dict[str, Any]] = [
 
 
 def hop(root: str) -> list[list[float]]:
-    """Loss and norm of each step; from a layout to the next through a checkpoint on the disk."""
+    """Loss and norm of each step, and behind those of a layout the loss of its complete model.
+
+    From a layout to the next through a checkpoint on the disk.
+    """
     meshes, found = mesh_maker(), list[list[float]]()
     source: Any = RandomWeights(SHAPE)
     for number, layout in enumerate(LAYOUTS):
@@ -51,7 +56,9 @@ def train(
     layout: dict[str, Any], mesh: Mesh, first: int, steps: int, source: Any, root: str | None
 ) -> list[list[float]]:
     """Goes on from `source` after `first` steps; saves under `root` at the end."""
-    engine, found = make_engine(SHAPE, layout, mesh, torch.device("cpu"), "fp32", 1, "muon"), []
+    cpu, found = torch.device("cpu"), list[list[float]]()
+    engine = make_engine(SHAPE, layout, mesh, cpu, "fp32", 1, "muon")
+    plan = make_plan(SHAPE, layout, ROWS // mesh["data"].size, device_facts(cpu), "fp32", "muon")
     engine.write_pieces(source, first)
     ranges = context_parallel(mesh, "ulysses").own(LENGTH)
     for step in range(first, first + steps):
@@ -59,6 +66,9 @@ def train(
         mine = share(batch, mesh["data"].rank, mesh["data"].size, 1)
         result = engine.train_step([each.cut(ranges) for each in mine], count_targets(batch), VALUES)
         found.append([float(result.loss_sum) / result.targets, float(result.grad_norm)])
+        if (step + 1) % STEPS == 0:
+            rows = complete_model(engine, plan, mesh)(global_batch(SHAPE, 99, masked=True))
+            found.append([float(rows.nats.detach().double().sum())])
     if root is not None:
         save(
             Path(root), first + steps, engine.read_pieces(), state={}, model=SHAPE.to_dict(), config={},
