@@ -61,12 +61,12 @@ class EvalLoader:
     @cached_property
     def sources(self) -> list[EvalSource]:
         """What is held out of each source."""
-        return [self._part(number) for number in range(len(self._ends))]
+        return [self._source(index) for index in range(len(self._ends))]
 
-    def _part(self, number: int) -> EvalSource:
-        (source, rows), pairs = self._held[number], self._prepared.has_pairs
-        first = self._ends[number - 1] if number else 0
-        low, high = (-(-(row - self._rank) // self._world) for row in (first, self._ends[number]))
+    def _source(self, index: int) -> EvalSource:
+        (source, rows), pairs = self._held[index], self._prepared.has_pairs
+        first = self._ends[index - 1] if index else 0
+        low, high = (-(-(row - self._rank) // self._world) for row in (first, self._ends[index]))
         targets = rows.documents if pairs else rows.count_targets()
         text_bytes = 0 if pairs else rows.index.text_bytes
         return EvalSource(source.name, slice(low, high), targets, text_bytes)
@@ -82,18 +82,18 @@ class EvalLoader:
             is_target = np.zeros((self._batch_rows, length), dtype=bool)
             reference = np.zeros((self._batch_rows, 2), dtype=np.float32)
             mine = range(batch * self._batch_rows, (batch + 1) * self._batch_rows)
-            for place, number in enumerate(self._rank + self._world * k for k in mine):
-                if number >= self._rows:
+            for slot, position in enumerate(self._rank + self._world * k for k in mine):
+                if position >= self._rows:
                     break
-                index = bisect_right(self._ends, number)
-                (source, reader), row = self._held[index], number - self._ends[index]  # counted from the last
+                index = bisect_right(self._ends, position)
+                (source, reader), row = self._held[index], position - self._ends[index]  # from the last
                 start = self._starts[index][row]
                 stop = min(start + length + 1, reader.tokens)
                 known = reader.read_targets(start, stop)
-                text[place, : stop - start] = reader.read(start, stop)
-                is_target[place, : stop - start - 1] = True if known is None else known[1:]
+                text[slot, : stop - start] = reader.read(start, stop)
+                is_target[slot, : stop - start - 1] = True if known is None else known[1:]
                 if source.heldout_reference is not None:
-                    reference[place] = source.heldout_reference[row]
+                    reference[slot] = source.heldout_reference[row]
             boundary = tokenizer.end_of_text_id if self._prepared.document_masks else None
             tokens, targets = torch.from_numpy(text), torch.from_numpy(is_target)
             if self._prepared.has_pairs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import sys
 from collections.abc import Iterable, Iterator
@@ -63,8 +64,8 @@ def inspect(config: Config, prepared: PreparedData, count: int, color: bool) -> 
             f"rows as the model sees them; {how.off}no target of the loss{how.on}, "
             f"a document's end: {how.end}"
         )
-    for place, source in enumerate(prepared.sources):
-        for title, row in sample_rows(config, source, place, count):
+    for source in prepared.sources:
+        for title, row in sample_rows(config, source, count):
             yield f"\n=== {source.name}: {title} ==="
             yield row if isinstance(row, str) else show_row(*row, prepared.tokenizer, how)
 
@@ -72,8 +73,8 @@ def inspect(config: Config, prepared: PreparedData, count: int, color: bool) -> 
 def inspect_json(config: Config, prepared: PreparedData, count: int) -> dict[str, JsonValue]:
     """The same as JSON: figures of the sources and of the mixture, and the first rows of each source."""
     rows: list[JsonValue] = []
-    for index, source in enumerate(prepared.sources):
-        for title, row in sample_rows(config, source, index, count):
+    for source in prepared.sources:
+        for title, row in sample_rows(config, source, count):
             found: dict[str, JsonValue] = {"source": source.name, "title": title}
             if isinstance(row, str):
                 found["missing"] = row
@@ -170,11 +171,11 @@ def _frequency_lines(frequencies: TokenFigures, tokenizer: Tokenizer, part: str)
     yield "    " + "  ".join(shown)
 
 
-def _name(tokenizer: Tokenizer, number: int) -> str:
-    if number == tokenizer.end_of_text_id:
+def _name(tokenizer: Tokenizer, token: int) -> str:
+    if token == tokenizer.end_of_text_id:
         return printable(tokenizer.end_of_text)
-    text = tokenizer.decode([number])
-    return f"#{number}" if "\ufffd" in text else repr(text)  # a part of a character has no text
+    text = tokenizer.decode([token])
+    return f"#{token}" if "\ufffd" in text else repr(text)  # a part of a character has no text
 
 
 def mixture_lines(config: Config, prepared: PreparedData) -> Iterator[str]:
@@ -198,7 +199,7 @@ def mixture_lines(config: Config, prepared: PreparedData) -> Iterator[str]:
 
 
 def sample_rows(
-    config: Config, source: Source, place: int, count: int
+    config: Config, source: Source, count: int
 ) -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray | None] | str]]:
     """Titles and contents of the first rows that a run takes of a source.
 
@@ -206,13 +207,13 @@ def sample_rows(
     """
     length = config.data.row_length
     if source.live is not None:
-        for number in range(min(count, source.live.lanes)):
-            yield f"first row of lane {number}", _first_row(source.live, number)
+        for lane in range(min(count, source.live.lanes)):
+            yield f"first row of lane {lane}", _first_row(source.live, lane)
         return
     stored = source.stored
     assert stored is not None, source.name
     size = stored.period
-    sampler = MixtureSampler(config.run.seed, [size], [1.0], shuffle_ids=[place], length=length)
+    sampler = MixtureSampler(config.run.seed, [size], [1.0], shuffle_ids=[source.index], length=length)
     _, _, numbers = sampler.rows(0, min(count, int(rows_before(1, size, length))))
     targets = stored.targets(numbers, length)
     for k, tokens in enumerate(stored.rows(numbers, length)):
@@ -224,12 +225,9 @@ def sample_rows(
             yield f"row {numbers[k]}", (tokens, known)
 
 
-def _first_row(source: LiveSource, number: int) -> tuple[np.ndarray, np.ndarray | None] | str:
-    lane = Lane(source, number)
-    try:
-        row = next(lane)
-    finally:
-        lane.close()
+def _first_row(source: LiveSource, lane: int) -> tuple[np.ndarray, np.ndarray | None] | str:
+    with contextlib.closing(Lane(source, lane)) as rows:
+        row = next(rows)
     if row.targets is not None and not row.targets.any():
         return "no row: it has no document that can be used"
     return row.tokens, row.targets

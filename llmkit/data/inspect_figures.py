@@ -83,11 +83,11 @@ class SourceFigures:
         """Counts a source, which is cut into rows of `row_length`."""
         held, live, stored = source.heldout, source.live, source.stored
         reader = None if live is None else live.reader
-        places, lengths, frequencies = None, None, None
+        ranges, lengths, frequencies = None, None, None
         if stored is not None and not prepared.has_pairs:
-            places = sample_places(stored)
-            lengths = _lengths(stored, places, prepared.tokenizer.end_of_text_id, row_length)
-            frequencies = _frequencies(stored, places, prepared.tokenizer.vocab_size)
+            ranges = sample_ranges(stored)
+            lengths = _lengths(stored, ranges, prepared.tokenizer.end_of_text_id, row_length)
+            frequencies = _frequencies(stored, ranges, prepared.tokenizer.vocab_size)
         return cls(
             name=source.name,
             kind=source.kind,
@@ -102,7 +102,7 @@ class SourceFigures:
             tokens=None if stored is None else stored.tokens,
             text_bytes=None if stored is None else stored.text_bytes,
             duplicates=source.duplicates,
-            is_whole=None if stored is None or places is None else places == [(0, stored.tokens)],
+            is_whole=None if stored is None or ranges is None else ranges == [(0, stored.tokens)],
             lengths=lengths,
             frequencies=frequencies,
         )
@@ -118,7 +118,7 @@ def _folder(source: Source) -> str | None:
     return None if folder is None else str(folder)
 
 
-def sample_places(stored: TokenDataset) -> list[tuple[int, int]]:
+def sample_ranges(stored: TokenDataset) -> list[tuple[int, int]]:
     """Ranges of tokens to look at."""
     if stored.tokens <= SAMPLE_TOKENS:
         return [(0, stored.tokens)]
@@ -128,11 +128,11 @@ def sample_places(stored: TokenDataset) -> list[tuple[int, int]]:
 
 
 def documents_in(
-    stored: TokenDataset, places: list[tuple[int, int]], end_of_text: int
+    stored: TokenDataset, ranges: list[tuple[int, int]], end_of_text: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Documents that begin in these places: where the end-of-text before each stands, and its tokens."""
+    """Documents that begin in these ranges: where the end-of-text before each stands, and its tokens."""
     first, lengths = [], []
-    for start, stop in places:
+    for start, stop in ranges:
         ends = start + np.flatnonzero(stored.read(start, stop) == end_of_text)
         # The last one that begins here ends further on.
         while ends.size and stop < min(stored.tokens, int(ends[-1]) + LONGEST):
@@ -148,9 +148,9 @@ def documents_in(
 
 
 def _lengths(
-    stored: TokenDataset, places: list[tuple[int, int]], end_of_text: int, row_length: int
+    stored: TokenDataset, ranges: list[tuple[int, int]], end_of_text: int, row_length: int
 ) -> LengthFigures | None:
-    first, lengths = documents_in(stored, places, end_of_text)
+    first, lengths = documents_in(stored, ranges, end_of_text)
     if not lengths.size:
         return None
     powers = np.ceil(np.log2(np.maximum(lengths, 1))).astype(int)
@@ -168,9 +168,9 @@ def _lengths(
     )
 
 
-def _frequencies(stored: TokenDataset, places: list[tuple[int, int]], vocab_size: int) -> TokenFigures:
+def _frequencies(stored: TokenDataset, ranges: list[tuple[int, int]], vocab_size: int) -> TokenFigures:
     counts = np.zeros(vocab_size, dtype=np.int64)
-    for start, stop in places:
+    for start, stop in ranges:
         counts += np.bincount(stored.read(start, stop), minlength=vocab_size)
     ranked = [number for number in np.argsort(-counts, kind="stable")[:FREQUENT].tolist() if counts[number]]
     return TokenFigures(

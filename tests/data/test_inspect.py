@@ -71,7 +71,7 @@ def test_large_sources_are_sampled_and_that_is_told(
     lines = lines_of(prepared, data)
     assert any("tokens of a document (a sample, " in line for line in lines)
     assert any("most frequent tokens (a sample, " in line for line in lines)
-    _, sampled = looking.documents_in(stored, looking.sample_places(stored), END)
+    _, sampled = looking.documents_in(stored, looking.sample_ranges(stored), END)
     assert sampled.size > 50
     assert abs(sampled.mean() - exact.mean()) < 0.1 * exact.mean()
 

@@ -29,8 +29,8 @@ TOKENIZER_TEXT = 1 << 28
 """Characters that a tokenizer is trained on, over all sources."""
 PLAN_TEXT = 8 << 20
 """The same for a plan, which needs the tokens of a text about."""
-PLACES = 64
-"""Evenly spread over a source, at whose beginnings text is taken."""
+TRAINED_ON = 64
+"""Splits, or parts, evenly spread over a source, from whose beginnings text is taken."""
 
 
 def cached_tokenizer(
@@ -129,12 +129,12 @@ def _described(spec: schema.Tokenizer) -> JsonValue:
 
 
 def _texts(config: schema.Data, sources: Sequence[Source], limit: int) -> Iterator[str]:
-    """Text to train on; of each source from many places, up to its share of `limit` characters."""
+    """Text to train on; from all over each source, up to its share of `limit` characters."""
     for source in sources:
-        places = _places(config, source)
-        for place in places:
-            room = limit // (len(sources) * len(places))
-            for record in place:
+        stretches = _stretches(config, source)
+        for records in stretches:
+            room = limit // (len(sources) * len(stretches))
+            for record in records:
                 text = text_of(record)
                 yield text
                 room -= len(text)
@@ -142,8 +142,8 @@ def _texts(config: schema.Data, sources: Sequence[Source], limit: int) -> Iterat
                     break
 
 
-def _places(config: schema.Data, source: Source) -> list[Iterator[Record]]:
-    """The training records from some places of a source on."""
+def _stretches(config: schema.Data, source: Source) -> list[Iterator[Record]]:
+    """The training records of some splits of a live source, or of some parts of another."""
     every = config.heldout_every
     if (live := source.live_reader) is not None:
         held = heldout_records(len(live.splits), every)
@@ -157,15 +157,15 @@ def _places(config: schema.Data, source: Source) -> list[Iterator[Record]]:
 def _records(
     reader: SourceReader, splits: Sequence[int], is_heldout: Callable[[int], bool]
 ) -> Iterator[Record]:
-    """The records of some splits, but those held out, which are known by their number among these."""
-    for number, record in enumerate(chain.from_iterable(map(reader.read, splits))):
-        if not is_heldout(number) and not isinstance(record.record, Skipped):
+    """The records of some splits, but those held out, which are known by their index among these."""
+    for index, record in enumerate(chain.from_iterable(map(reader.read, splits))):
+        if not is_heldout(index) and not isinstance(record.record, Skipped):
             yield record.record
 
 
 def _spread(count: int) -> list[int]:
-    """At most PLACES of the numbers below `count`."""
-    chosen = min(PLACES, count)
+    """At most TRAINED_ON of the indexes below `count`."""
+    chosen = min(TRAINED_ON, count)
     return [k * count // chosen for k in range(chosen)]
 
 

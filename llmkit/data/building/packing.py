@@ -16,7 +16,7 @@ import numpy as np
 
 
 def plan(lengths: np.ndarray, row_length: int, phase: int) -> np.ndarray:
-    """The order in which to write documents; (documents,) their places in `lengths`.
+    """The order in which to write documents; (documents,) their indexes in `lengths`.
 
     lengths: (documents,) tokens of each with its end-of-text. phase: tokens of the stream before them,
     modulo row_length (1 for a new stream, which begins with an end-of-text).
@@ -29,7 +29,7 @@ def plan(lengths: np.ndarray, row_length: int, phase: int) -> np.ndarray:
     short = lengths <= row_length
     laid = _lay(lengths[short], lengths[~short], row_length, _offset(row_length, phase))
     order = np.empty(lengths.size, dtype=np.int64)
-    # The documents of each length, in their order, take the places laid out for that length.
+    # The documents of each length, in their order, take the positions laid out for that length.
     order[np.argsort(laid, kind="stable")] = np.argsort(lengths, kind="stable")
     return order
 
@@ -37,7 +37,7 @@ def plan(lengths: np.ndarray, row_length: int, phase: int) -> np.ndarray:
 def are_cut(first: np.ndarray, lengths: np.ndarray, row_length: int) -> np.ndarray:
     """Which documents have inputs in several rows; (documents,) bool.
 
-    first: (documents,) place in the stream of each one's first input, the end-of-text before it. lengths:
+    first: (documents,) offset in the stream of each one's first input, the end-of-text before it. lengths:
     tokens of each with one end-of-text.
     """
     return first // row_length != (first + lengths - 1) // row_length

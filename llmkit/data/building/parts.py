@@ -72,11 +72,11 @@ def held_out(part: int, numbers: np.ndarray, every: int) -> np.ndarray:
     """
     if every == 0:
         return np.zeros(numbers.shape, dtype=bool)
-    group, place = np.divmod(numbers, every)
+    group, offset = np.divmod(numbers, every)
     chosen = (key(HELDOUT_STREAM, part, group) % np.uint64(every)).astype(np.int64)
     if part == 0:
         chosen[(group == 0) & (chosen == 0)] = every - 1
-    return chosen == place
+    return chosen == offset
 
 
 class HeldOutSampler:

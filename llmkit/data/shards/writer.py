@@ -174,8 +174,8 @@ class ShardWriter:
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= self.vocab_size:
             wrong = low if low < 0 else high
-            place = self._tokens + int(np.flatnonzero(tokens == wrong)[0])
-            inside = int(np.searchsorted(np.concatenate(self._offsets), place, side="right")) - 1
+            at = self._tokens + int(np.flatnonzero(tokens == wrong)[0])
+            inside = int(np.searchsorted(np.concatenate(self._offsets), at, side="right")) - 1
             raise UserError(
                 f"{self.name}: token id {wrong} in document "
                 f"{sum(record.documents for record in self._records) + inside} is not in 0 .. "
