@@ -146,9 +146,15 @@ class Rows(NamedTuple):
         return Rows(tokens, is_target, self.end_of_text, bounds, reference, sources, piece)
 
     def cut(self, ranges: Ranges | None) -> Rows:
-        """The same rows at some positions alone, in the same kind of memory; all of them for None."""
+        """The same rows at some positions alone, in the same kind of memory; all of them for None.
+
+        Their bounds are computed if they are not known: a piece alone does not tell where documents begin.
+        """
         if ranges is None:
             return self
+        if self.bounds is None and self.end_of_text is not None:
+            known = Rows.of(self.tokens, self.is_target, self.end_of_text, self.reference, self.sources)
+            return known.cut(ranges)
         pinned, length = self.tokens.is_pinned(), self.tokens.shape[1] - 1
         tokens, is_target, has_target = pick(self.tokens, _with_label(ranges)), self.is_target, None
         if is_target is not None:

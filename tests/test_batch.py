@@ -89,6 +89,9 @@ def test_a_piece_of_rows_is_that_piece_of_their_batch():
             )
             assert (piece.row_length, piece.piece.ranges, piece.sources) == (23, ranges, rows.sources)
             assert rows.cut(ranges).tokens.shape[1] == len(place) + len(ranges)  # nothing else is copied
+            unknown = rows._replace(bounds=None).cut(ranges)  # made without `of`
+            assert torch.equal(unknown.bounds, rows.bounds)
+            assert same_documents(unknown.to(cpu).documents, piece.documents)
     assert rows.cut(None) is rows and whole.cut(None) is whole and whole.row_length == 23
     plain = Rows.of(text, None, None).cut(((0, 5),)).to(cpu)
     assert plain.piece is not None and plain.piece.documents is plain.piece.has_target is None

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from llmkit.config.adapters import check_lora
+from llmkit.config.check_activations import check_activations
 from llmkit.config.check_layout import (
     check_batch,
     check_model,
@@ -40,7 +41,9 @@ def check(config: Config, origins: Mapping[str, str], facts: Facts | None = None
     """
     settings = Settings(config, origins, facts or Facts())
     data = (_tokenizer, _sources, _entries, _profile, _curriculum, check_paths)
-    layout = (check_world, check_tensor_parallel, check_context, check_dealt_experts, check_zero)
+    layout = (
+        check_world, check_tensor_parallel, check_context, check_dealt_experts, check_zero, check_activations
+    )  # fmt: skip
     update = (check_preference, _ema, _evaluate, check_optimizer, check_groups, check_lora)
     checks = (check_model, check_vocabulary, *data, check_batch, *update, *layout)
     return [mistake for one in checks for mistake in one(settings)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
+from math import lcm
 from typing import TYPE_CHECKING, Literal
 
 from llmkit.config.mistakes import Mistake
@@ -40,6 +41,14 @@ def _evenly(length: int, parts: int) -> list[tuple[int, int]]:
     return list(pairwise(part * small + min(part, larger) for part in range(parts + 1)))
 
 
+def ulysses_heads(heads: int, kv_heads: int, size: int) -> tuple[int, int]:
+    """Of attention's heads and key and value heads, how many each of `size` ranks computes under Ulysses.
+
+    The ranks divide the heads. Key and value heads are repeated until they divide these, too.
+    """
+    return heads // size, lcm(kv_heads, size) // size
+
+
 def context_form(config: Config) -> Form:
     """`parallel.context_parallel_form`; for auto Ulysses where each rank gets heads of its own, else ring."""
     if config.parallel.context_parallel_form != "auto":
@@ -73,9 +82,6 @@ def check_context(s: Settings) -> Iterator[Mistake]:
     if size == 1:
         return
     model, form = config.model, context_form(config)
-    if config.parallel.layout == "auto":
-        note = "the layouts that it chooses from have no context parallelism; set it to given"
-        yield s.mistake("{0} does not go with {1}", "parallel.layout", _SIZE, note=note)
     if not isinstance(model, Model):
         note = "only llmkit's own model shares rows between ranks; set the size to 1"
         yield s.mistake("{0} does not go with {1}", _SIZE, "model.type", note=note)

@@ -149,9 +149,9 @@ RESUME_POLICIES: dict[str, ResumePolicy] = {
         "free", "how the run is spread over its processes, not what it computes", "parallel",
         "world_size layout zero_stage engine tensor_parallel_size context_parallel_size "
         "context_parallel_form expert_parallel_size sequence_parallel offload activation_checkpointing "
-        "activation_checkpointing_every timeout_minutes",
+        "activation_checkpointing_every offload_activations timeout_minutes",
     ),
-    **_rules("free", "how operators are computed, not what", "kernels", "compile backend"),
+    **_rules("free", "how operators are computed, not what", "kernels", "compile backend mlp_tile"),
     **_rules(
         "free", "how operators are computed, not what", "kernels.operators",
         "linear norm rotation activation dropout_add attention head_loss gradient_norm adamw muon",

@@ -259,9 +259,10 @@ class Parallel(Section):
     world_size: Positive | None = None
     """Processes of the whole run; a launch of another number is refused. Default: as many as there are."""
     layout: Literal["given", "auto"] = "given"
-    """auto = what is not given of zero_stage, engine, tensor_parallel_size, sequence_parallel, offload and
-    activation_checkpointing is chosen at each start: the fastest for the processes and their device, by the
-    estimates of `llmkit plan` (docs/plan.md). given = what is not given has its default."""
+    """auto = what is not given of zero_stage, engine, tensor_parallel_size, context_parallel_size,
+    sequence_parallel, offload and activation_checkpointing is chosen at each start: the fastest for the
+    processes and their device, by the estimates of `llmkit plan` (docs/plan.md). given = what is not given
+    has its default."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] | Literal["auto"] = "auto"
     """What the data-parallel ranks share out instead of holding it each: 0 = nothing (DDP), 1 = masters
     and moments, 2 = gradients too, 3 = weights too (ZeRO); auto = what accelerate's configuration
@@ -292,6 +293,9 @@ class Parallel(Section):
     results of matmuls and attention, full = everything."""
     activation_checkpointing_every: Positive = 1
     """With activation checkpointing: in every block, every second one, ..."""
+    offload_activations: bool = False
+    """With full activation checkpointing: the inputs of recomputed blocks lie in the host's memory from the
+    forward to the backward pass. Without effect on a CPU, whose memory that is."""
     timeout_minutes: Annotated[float, Field(gt=0.0)] = 10.0
     """After this long in one exchange of training a process gives up on the others; small messages, such as
     those around a save, may take an hour."""
@@ -337,6 +341,9 @@ class Kernels(Section):
     backend: Literal["auto", "triton", "torch"] = "auto"
     """auto = the best form of each operator, by device, types and sizes; triton = Triton kernels wherever
     there are any; torch = PyTorch alone. What `kernels.operators` names comes first."""
+    mlp_tile: NonNegative = 0
+    """Positions of a sequence for which the MLP of a block is computed at a time, and again in the backward
+    pass, so that of a long row the input alone is kept; 0 = all at once (docs/parallelism.md)."""
     operators: OperatorForms = OperatorForms()
 
 

@@ -71,7 +71,8 @@ def build_engine(
                 recompute = (layout.activation_checkpointing, every)
                 context = context_parallel(mesh, layout.context_parallel_form)
                 experts = mesh.expert_parallel()
-                model = build_model(shape, tp, operators, *recompute, terms, context, experts)
+                kept = (config.kernels.mlp_tile, layout.offload_activations)
+                model = build_model(shape, tp, operators, *recompute, terms, context, experts, *kept)
             if lora.rank:
                 add_adapters(model, lora)
         _prepare_parameters(model)

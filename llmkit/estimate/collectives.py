@@ -77,6 +77,29 @@ def summed(size: float, spread: Spread, messages: float = 1.0) -> float:
     return 2.0 * gathered(size, spread, messages)
 
 
+def exchanged(size: float, spread: Spread) -> float:
+    """Seconds of an all-to-all in which each rank sends `size` bytes, an equal part of them to each.
+
+    What stays in the node and what leaves it go at once; a rank has its share of the node's ports.
+    """
+    if spread.ranks <= 1 or size <= 0:
+        return 0.0
+    fleet, near = spread.fleet, spread.in_node
+    inside = size * (near - 1) / spread.ranks / fleet.inside.usable
+    if spread.nodes == 1:
+        return inside + START + fleet.inside.latency
+    outside = size * (spread.ranks - near) / spread.ranks * fleet.devices_per_node / fleet.node_bandwidth
+    return max(inside, outside) + START + fleet.between.latency
+
+
+def passed(size: float, spread: Spread) -> float:
+    """Seconds in which each rank sends `size` bytes to the next one of a ring; all wait for the slowest."""
+    if spread.ranks <= 1 or size <= 0:
+        return 0.0
+    link = spread.fleet.inside if spread.nodes == 1 else spread.fleet.between
+    return size / spread.bandwidth + START + link.latency
+
+
 def sent(size: float, fleet: Fleet, between: bool) -> float:
     """Seconds of a message of one rank to one other; between: nodes."""
     link = fleet.between if between else fleet.inside

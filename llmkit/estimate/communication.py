@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmkit.estimate.collectives import CONTENTION, Spread, gathered, sent
-from llmkit.estimate.computing import Computing
+from llmkit.estimate.collectives import CONTENTION, Spread, exchanged, gathered, passed, sent
+from llmkit.estimate.computing import Computing, Pass
 from llmkit.estimate.hardware import Fleet
 from llmkit.estimate.workload import Workload
 
@@ -80,16 +80,52 @@ def tensor_sums(work: Workload) -> float:
 
 
 def context_parallel(work: Workload, fleet: Fleet, computed: Computing) -> Sent:
-    """Of a micro-batch: keys and values go around a ring, twice as often backward (Liu et al. 2023)."""
+    """Of a micro-batch, over the layers of a rank, between the ranks that share its rows."""
     if work.context == 1:
         return Sent()
-    shape = work.shape
-    size = 2.0 * shape.num_key_value_heads * shape.head_dim / work.tensor * work.value_bytes
+    layers = work.shape.num_hidden_layers / work.pipeline
     spread = Spread(fleet, work.context, work.tensor)
-    once = gathered(size * work.length * work.micro_batch, spread, work.context - 1.0)
-    seconds = 3.0 * once * shape.num_hidden_layers / work.pipeline
-    room = computed.attention.total * (work.context - 1) / work.context
-    return Sent.beside(seconds, room, seconds / shape.num_hidden_layers)
+    if work.context_form == "ring":
+        return _around_ring(work, spread, computed.attention.times(1.0 / layers)).times(layers)
+    return Sent(_to_heads(work, spread) * layers)
+
+
+def ulysses_bytes(work: Workload) -> tuple[float, float]:
+    """Bytes of a rank's message before attention of a layer, and of that behind it, with its own part."""
+    before, behind = (each * work.tokens * work.value_bytes for each in work.exchanged)
+    return before, behind
+
+
+def _to_heads(work: Workload, spread: Spread) -> float:
+    """Seconds of a layer: two all-to-alls forward and two backward (Jacobs et al. 2023), beside nothing.
+
+    Full recomputation repeats the first two; selective recomputation keeps what they gave.
+    """
+    again = 1.0 / work.recompute_every if work.recompute == "full" else 0.0
+    return (2.0 + again) * sum(exchanged(size, spread) for size in ulysses_bytes(work))
+
+
+def ring_bytes(work: Workload) -> float:
+    """Bytes of keys and values of a rank, which go to the next one."""
+    shape = work.shape
+    grouped = max(1.0, shape.num_key_value_heads / work.tensor)
+    return 2.0 * grouped * shape.head_dim * work.tokens * work.value_bytes
+
+
+def _around_ring(work: Workload, spread: Spread, attention: Pass) -> Sent:
+    """Of a layer: keys and values go around beside attention to those that are there (Liu et al. 2023).
+
+    In the backward pass their gradients go with them, in fp32, n times instead of n - 1: the last message,
+    back to whose they are, has nothing beside it. Selective recomputation keeps the result.
+    """
+    turns, size = work.context - 1.0, ring_bytes(work)
+    hop = passed(size, spread)
+    gradients = passed(size * 4.0 / work.value_bytes, spread)
+    forward = Sent.beside(turns * hop, attention.forward * turns / work.context)
+    room = attention.backward * turns / work.context
+    back = Sent.beside(turns * (hop + gradients) + gradients, room, gradients)
+    again = 1.0 / work.recompute_every if work.recompute == "full" else 0.0
+    return forward.times(1.0 + again).plus(back)
 
 
 def sharded_weights(work: Workload, fleet: Fleet, computed: Computing) -> Sent:
@@ -161,9 +197,21 @@ def host_traffic(work: Workload, computed: Computing) -> Sent:
         return Sent()
     there, here = host_bytes(work)
     seconds, room = max(there, here) / HOST_BANDWIDTH, computed.total * work.micro_batches
-    mine = work.trained / work.data_parallel
+    mine = work.trained / work.replicas
     back = mine * work.weight_bytes / HOST_BANDWIDTH if work.zero < 3 else 0.0
     return Sent(max(0.0, seconds - room) + back + mine * HOST_UPDATE, min(seconds, room))
+
+
+def inputs_to_host(work: Workload, computed: Computing) -> Sent:
+    """Of a micro-batch: inputs of recomputed blocks go to the host beside the forward pass, and come back."""
+    if not work.inputs_to_host:
+        return Sent()
+    pieces = work.tensor if work.sequence_parallel else 1
+    layers = work.shape.num_hidden_layers / (work.recompute_every * work.pipeline)
+    once = work.tokens * work.shape.hidden_size * work.value_bytes / pieces * layers / HOST_BANDWIDTH
+    passes = computed.layers
+    forward = Sent.beside(once, passes.forward, once / layers)
+    return forward.plus(Sent.beside(once, passes.backward + passes.again, once / layers))
 
 
 def host_bytes(work: Workload) -> tuple[float, float]:
@@ -174,12 +222,12 @@ def host_bytes(work: Workload) -> tuple[float, float]:
     lie there, too, and come for every forward and every backward pass (ZeRO-Infinity, Rajbhandari et al.
     2021).
     """
-    sums = work.trained / work.data_parallel * work.exchange.gradient_bytes
+    sums = work.trained / work.replicas * work.exchange.gradient_bytes
     times = work.micro_batches if work.zero == 3 or work.value_bytes == 4 else 1.0
-    weights = 2.0 * work.micro_batches * work.sharded_bytes / work.data_parallel
+    weights = 2.0 * work.micro_batches * work.sharded_bytes / work.replicas
     return sums * times, sums * (times - 1.0) + (weights if work.zero == 3 else 0.0)
 
 
 def data_spread(work: Workload, fleet: Fleet) -> Spread:
     """Ranks that hold the same weights: those of other rows, and of other parts of a row."""
-    return Spread(fleet, work.data_parallel * work.context, work.tensor)
+    return Spread(fleet, work.replicas, work.tensor)

@@ -10,7 +10,7 @@ from math import prod
 from llmkit.config.operators import QUANTISED, QUANTISED_BLOCK
 from llmkit.config.parameters import INTO_MLP
 from llmkit.estimate.rates import Rates
-from llmkit.estimate.workload import Update, Workload
+from llmkit.estimate.workload import RING, Update, Workload
 
 EAGER_TRAFFIC = 2.5
 """Times as many bytes as fused pointwise kernels move, plain PyTorch does (counted on its operators)."""
@@ -25,6 +25,9 @@ ADAPTER_KERNELS = 4, 6
 """Kernels of an adapter, forward and backward: products, scaling, the sum with the layer's output."""
 DEQUANTISED_BYTES = {"int8": 10.0, "nf4": 2.0}
 """Bytes moved to write a weight as its product takes it, beside its code: of int8 by way of fp32."""
+RING_SCORE_BYTES = 60.0, 78.0
+"""Bytes moved per score of a ring's blocks in bf16, forward and backward (counted on its operators): scores
+are made, scaled, summed up and made to weights by operations of their own, in fp32."""
 NEWTON_SCHULZ_STEPS = 5
 """Iterations of Muon (Jordan et al. 2024)."""
 
@@ -87,7 +90,7 @@ def computing(work: Workload, rates: Rates) -> Computing:
     forward, of_inputs, of_weights = (
         one + more for one, more in zip(_linear(work, rates), _adapted(work, rates))
     )
-    matmul = Pass(forward, of_inputs + of_weights, forward * again).times(layers)
+    matmul = Pass(forward, of_inputs + of_weights, forward * again + _tiles(work, rates)).times(layers)
     attention = _attention(work, rates, again).times(1.0 / work.pipeline)
     moved, moved_back = pointwise_bytes(work)
     once = rates.pointwise(moved)
@@ -123,6 +126,14 @@ def _linear(work: Workload, rates: Rates) -> tuple[float, float, float]:
     return forward, of_inputs, 0.0 if work.frozen else of_weights
 
 
+def _tiles(work: Workload, rates: Rates) -> float:
+    """Of a layer's MLP that is computed in tiles: its products once more."""
+    if not work.tiled:
+        return 0.0
+    _, _, *mlp = linear_shapes(work)
+    return sum(rates.linear(work.tokens, outputs, inputs, work.linear).forward for outputs, inputs in mlp)
+
+
 def _adapted(work: Workload, rates: Rates) -> tuple[float, float, float]:
     """The same of a layer's low-rank adapters, on average: A, then B."""
     forward = of_inputs = of_weights = 0.0
@@ -146,6 +157,8 @@ def seen_keys(length: int, window: int | None) -> float:
 def _attention(work: Workload, rates: Rates, again: float) -> Pass:
     """Of all layers; the backward pass computes 2.5 times as much (Dao 2023, FlashAttention-2)."""
     shape, form = work.shape, work.form("attention", "sdpa")
+    if form == RING:
+        return _ring(work, rates, again)
     forward = backward = 0.0
     for (keys, masked), flops in _attended(work).items():
         how = "efficient" if masked and form in ("sdpa", "matmul") else form
@@ -153,6 +166,23 @@ def _attention(work: Workload, rates: Rates, again: float) -> Pass:
         forward += rates.attention(flops, shape.head_dim, length, how, False)
         backward += rates.attention(2.5 * flops, shape.head_dim, length, how, True)
     return Pass(forward, backward, forward * again)
+
+
+def _ring(work: Workload, rates: Rates, again: float) -> Pass:
+    """The same in our ring: plain products of blocks, and passes over their scores.
+
+    Of 2 n chunks of a row a rank has two, and computes 2 n + 1 pairs of chunks: half of two is masked.
+    """
+    shape, whole = work.shape, 1.0 + 0.5 / work.context
+    forward = backward = 0.0
+    for (keys, _), flops in _attended(work).items():
+        flops *= whole
+        scores = flops / (4.0 * shape.head_dim)
+        first, second = (rates.pointwise(scores * each) for each in RING_SCORE_BYTES)
+        forward += first + rates.attention(flops, shape.head_dim, 2.0 * keys, "matmul", False)
+        backward += second + rates.attention(2.5 * flops, shape.head_dim, 2.0 * keys, "matmul", True)
+    passes = Pass(forward, backward, 0.0 if work.recompute == "selective" else forward * again)
+    return passes.times(1.0 / work.pipeline)
 
 
 def attention_flops(work: Workload) -> float:
@@ -195,6 +225,9 @@ def pointwise_bytes(work: Workload) -> tuple[float, float]:
         forward, backward = forward + 2 * (query + grouped), backward + 2 * (query + grouped)
     if shape.qk_norm:
         forward, backward = forward + 2 * (query + grouped), backward + 3 * (query + grouped)
+    if work.context > 1 and work.context_form == "ulysses":  # put together, and in order for each message
+        copied = 4.0 * work.tensor * sum(work.exchanged)
+        forward, backward = forward + copied, backward + copied
     biases = (query + 2 * grouped) * shape.attention_bias + width * shape.output_bias
     backward += biases + (inner + width) * shape.mlp_bias
     if shape.hidden_dropout:
@@ -262,7 +295,7 @@ def update_seconds(work: Workload, rates: Rates, shared: int) -> float:
     if flops:
         size_of = max(prod(shape) for shape in work.update.muon) ** 0.5
         cube = rates.product(size_of, size_of, size_of, "bf16" if work.value_bytes == 2 else "fp32")
-        seconds += flops / work.data_parallel * cube / (2.0 * size_of**3)
+        seconds += flops / work.replicas * cube / (2.0 * size_of**3)
     return seconds
 
 

@@ -156,7 +156,7 @@ def _state_formula(plan: Plan, name: str) -> str:
     over = [f"tensor parallel {layout.tensor_parallel_size}"] * (layout.tensor_parallel_size > 1)
     shared = {"weights": 3, "gradients": 2}.get(name, 1)
     if layout.zero_stage >= shared:
-        over.append(f"ZeRO-{layout.zero_stage} over {layout.data_parallel_size} ranks")
+        over.append(f"ZeRO-{layout.zero_stage} over {layout.replicas} ranks")
     each = state.parts[name] / max(1, plan.num_trained if name != "weights" else plan.model.num_parameters)
     text = f"{plan.model.num_parameters:,} parameters, {each:.3g} bytes each on a rank"
     return f"{text} ({', '.join(over)})" if over else text

@@ -6,7 +6,14 @@ from collections.abc import Callable, Mapping
 
 from llmkit.config.memory import show_bytes
 from llmkit.estimate.collectives import Spread
-from llmkit.estimate.communication import HOST_BANDWIDTH, data_spread, host_bytes, tensor_sums
+from llmkit.estimate.communication import (
+    HOST_BANDWIDTH,
+    data_spread,
+    host_bytes,
+    ring_bytes,
+    tensor_sums,
+    ulysses_bytes,
+)
 from llmkit.estimate.computing import (
     KERNELS,
     attention_flops,
@@ -106,7 +113,15 @@ def _tensor(work: Workload, fleet: Fleet, _: Constants) -> str:
 
 
 def _context(work: Workload, fleet: Fleet, _: Constants) -> str:
-    return f"keys and values three times around a ring {_over(Spread(fleet, work.context, work.tensor))}"
+    layers, spread = _layers(work) * work.micro_batches, Spread(fleet, work.context, work.tensor)
+    if work.context_form == "ring":
+        passes = 2.0 + (1.0 / work.recompute_every if work.recompute == "full" else 0.0)
+        text = f"{passes:g} x {work.context - 1} passes of {show_bytes(ring_bytes(work))}"
+        back = show_bytes(ring_bytes(work) * 4 / work.value_bytes)
+        return f"{layers:,.0f} x ({text}, and {work.context} of {back} of gradients) {_over(spread)}"
+    before, behind = map(show_bytes, ulysses_bytes(work))
+    times = 2.0 + (1.0 / work.recompute_every if work.recompute == "full" else 0.0)
+    return f"{layers:,.0f} x {times:g} x all-to-alls of {before} and {behind} {_over(spread)}"
 
 
 def _gathers(work: Workload, fleet: Fleet, _: Constants) -> str:
@@ -126,10 +141,12 @@ def _gradients(work: Workload, fleet: Fleet, _: Constants) -> str:
 
 
 def _offload(work: Workload, fleet: Fleet, _: Constants) -> str:
+    if not work.offload:
+        return f"inputs of {_layers(work):g} blocks, there and back, at {HOST_BANDWIDTH / 1e9:g} GB/s"
     there, here = host_bytes(work)
     return (
         f"{show_bytes(there)} to the host and {show_bytes(here)} from it at {HOST_BANDWIDTH / 1e9:g} GB/s, "
-        f"less all computing; then its update of {work.trained / work.data_parallel:.4g} parameters"
+        f"less all computing; then its update of {work.trained / work.replicas:.4g} parameters"
     )
 
 
@@ -138,7 +155,7 @@ def _pipeline(work: Workload, fleet: Fleet, _: Constants) -> str:
 
 
 def _optimizer(work: Workload, fleet: Fleet, _: Constants) -> str:
-    shared = work.data_parallel * work.context if work.zero else 1
+    shared = work.replicas if work.zero else 1
     elements = 0.0 if work.update is None else work.update.elements / (work.tensor * work.pipeline * shared)
     muon = ", and Newton-Schulz products" if work.update is not None and work.update.muon else ""
     return f"{elements:.4g} parameters x {update_bytes(work):.3g} bytes / {_bandwidth(fleet)}{muon}"
@@ -183,7 +200,7 @@ _PARTS: Mapping[str, tuple[Numbers, str]] = {
     "launching": (_launching, "kernels counted, hooks measured on a CPU, seconds assumed of GPUs"),
     "stragglers": (_stragglers, "fitted to published runs"),
     "tensor parallelism": (_tensor, f"Shoeybi et al. 2019, Korthikanti et al. 2022; {DATA_SHEETS}"),
-    "context parallelism": (_context, f"Liu et al. 2023; {DATA_SHEETS}"),
+    "context parallelism": (_context, f"Jacobs et al. 2023, Liu et al. 2023; {DATA_SHEETS}"),
     "gathers of ZeRO-3": (_gathers, f"Rajbhandari et al. 2020, Zhao et al. 2023; {DATA_SHEETS}"),
     "gradients and weights": (_gradients, f"Li et al. 2020, Rajbhandari et al. 2020; {DATA_SHEETS}"),
     "offload": (_offload, "Ren et al. 2021, Rajbhandari et al. 2021, DeepSpeed's source; rates assumed"),

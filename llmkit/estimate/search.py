@@ -37,6 +37,9 @@ HOST_WORTH = 0.1
 SPARE = 0.05
 """Share of a device's memory, and of its host's, that a layout leaves free: activations are estimated to
 10 %, context and fragmentation are assumed, and the host has a system to run."""
+LONG_ROW, LONG_PIECE = 16_384, 4096
+"""Tokens of a row from which on sharing it between ranks is tried, and of a piece at least: below, the
+exchanges of attention are small, and rows that fit train faster one by one."""
 ALIKE = 1.01
 """Step times whose ratio is below this count as the same: estimates are no better."""
 
@@ -55,10 +58,23 @@ def _tensor_sizes(config: Config, fleet: Fleet, chosen: Chosen) -> list[int]:
     return [size for size in sizes if fleet.devices_per_node % size == 0]
 
 
+def _context_sizes(config: Config, fleet: Fleet, chosen: Chosen) -> list[int]:
+    """Powers of 2 within a node that leave each rank enough of a long row; for short rows none."""
+    length, ranks = config.data.sequence_length, fleet.devices_per_node
+    ranks //= chosen["parallel.tensor_parallel_size"]
+    if length < LONG_ROW or config.train.objective != "causal_lm":
+        return [config.parallel.context_parallel_size]
+    sizes = [2**n for n in range(ranks.bit_length()) if ranks % 2**n == 0 and length >> n >= LONG_PIECE]
+    return sorted({*sizes, config.parallel.context_parallel_size})
+
+
 def _sequence_parallel(config: Config, fleet: Fleet, chosen: Chosen) -> list[bool]:
     """With tensor parallelism wherever rows can be cut: it sends as much and keeps less."""
     size = chosen["parallel.tensor_parallel_size"]
-    return [size > 1 and config.data.sequence_length % size == 0]
+    pieces = chosen["parallel.context_parallel_size"]
+    if config.parallel.context_parallel_form == "ring":
+        pieces *= 2
+    return [size > 1 and config.data.sequence_length % (size * pieces) == 0]
 
 
 def _stages(config: Config, fleet: Fleet, chosen: Chosen) -> list[int]:
@@ -86,6 +102,7 @@ def _recomputed(config: Config, fleet: Fleet, chosen: Chosen) -> list[str]:
 
 DIMENSIONS = (
     Dimension("parallel.tensor_parallel_size", _tensor_sizes),
+    Dimension("parallel.context_parallel_size", _context_sizes),
     Dimension("parallel.sequence_parallel", _sequence_parallel),
     Dimension("parallel.zero_stage", _stages),
     Dimension("parallel.engine", _engines),
@@ -180,13 +197,14 @@ class Candidate:
     def family(self) -> tuple[Any, ...]:
         """What tells layouts apart, beside the engine, what is recomputed, and the micro-batch."""
         layout = self.plan.layout
-        return layout.tensor_parallel_size, layout.zero_stage, layout.offload
+        sizes = layout.tensor_parallel_size, layout.context_parallel_size
+        return *sizes, layout.zero_stage, layout.offload
 
     @property
     def effort(self) -> int:
         """How much machinery a layout takes: of two that are as fast the lesser one is better."""
         layout = self.plan.layout
-        doubled = layout.tensor_parallel_size.bit_length() - 1
+        doubled = layout.tensor_parallel_size.bit_length() + layout.context_parallel_size.bit_length() - 2
         recomputed = ("none", "selective", "full").index(layout.activation_checkpointing)
         engine = 2 * (layout.engine != "native") + 5 * (layout.offload != "none")
         return layout.zero_stage + doubled + recomputed + engine

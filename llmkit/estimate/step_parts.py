@@ -10,6 +10,7 @@ from llmkit.estimate.communication import (
     context_parallel,
     gradients,
     host_traffic,
+    inputs_to_host,
     pipeline,
     sharded_weights,
     tensor_parallel,
@@ -50,7 +51,7 @@ def step_parts(
         "context parallelism": context_parallel(work, fleet, beside).times(micro),
         "gathers of ZeRO-3": sharded_weights(work, fleet, beside).times(micro),
         "gradients and weights": gradients(work, fleet, beside),
-        "offload": host_traffic(work, beside),
+        "offload": host_traffic(work, beside).plus(inputs_to_host(work, beside).times(micro)),
     }
     parts = _computed(computed, micro)
     parts["accumulation"] = rates.accumulated(work.trained, work.accumulates) * micro
@@ -64,7 +65,7 @@ def step_parts(
     parts |= {name: sent.exposed for name, sent in sends.items()}
     parts["pipeline"] = bubble * staged + hop * micro
     if not work.offload:
-        shared = work.data_parallel * work.context if work.zero else 1
+        shared = work.replicas if work.zero else 1
         parts["optimizer"] = update_seconds(work, rates, shared)
     return StepParts(_some(parts), _some({name: sent.hidden for name, sent in sends.items()}))
 

@@ -10,9 +10,11 @@ from math import prod
 from typing import Literal, NamedTuple
 
 from llmkit.config.adapters import LORA_B
+from llmkit.config.context import Form, ulysses_heads
 from llmkit.config.groups import assign
 from llmkit.config.shape import ModelShape
 from llmkit.plan import Plan
+from llmkit.plan.memory import arithmetic
 from llmkit.plan.stored import COLUMN, ROW, stored_parameters
 from llmkit.precision import BYTES
 
@@ -26,6 +28,8 @@ sum."""
 DEEPSPEED_HOOKS = (0.0, 0.0, 20.0, 390.0)
 """By stage: the host's time for DeepSpeed's hooks on a layer in each micro-batch, as so many kernels (0.15
 and 3.0 ms were measured on a CPU, where a kernel of PyTorch takes 7.7 us)."""
+RING = "ring"
+"""The form of attention of our ring, which has blocks of its own; others' rings use fused attention."""
 TensorOverlap = Literal["none", "backward", "pipelined"]
 
 
@@ -77,13 +81,15 @@ class Workload:
     """A step of a run, ours or a published one.
 
     rows: sequences of a step over all ranks, `length` tokens each; micro_batch: of a forward pass. tensor,
-    context, pipeline: ranks that share a layer, a row, the layers; chunks: parts of each pipeline stage,
+    context, pipeline: ranks that share a layer, a row, the layers; context_form: how those of a row compute
+    attention; chunks: parts of each pipeline stage,
     which take turns. linear: number type of the products of linear layers. fused: whether pointwise
     operations run as few kernels (compiled, or fused by hand). forms: operator -> form, as a plan has them.
     weight_bytes: of a weight as the forward pass reads it. adapters: which alone are trained where there are
     any; tuned: their elements on a rank. gathered: bytes of a rank's weights that ZeRO-3 gathers; None = of
     all. accumulates: bytes that are moved per gradient and micro-batch to add it up. hooks: work of the host
-    beside a layer's kernels, as so many of them.
+    beside a layer's kernels, as so many of them. inputs_to_host: whether the inputs of recomputed blocks go
+    to the host and come back. tiled: whether MLPs are computed once more, beside what blocks do again.
     """
 
     shape: ModelShape
@@ -94,6 +100,7 @@ class Workload:
     tensor: int = 1
     sequence_parallel: bool = False
     context: int = 1
+    context_form: Form = "ring"
     pipeline: int = 1
     chunks: float = 1.0
     zero: int = 0
@@ -112,11 +119,27 @@ class Workload:
     gathered: float | None = None
     accumulates: float = 0.0
     hooks: float = 0.0
+    inputs_to_host: bool = False
+    tiled: bool = False
 
     @property
     def data_parallel(self) -> int:
         """Ranks that see different rows."""
         return self.world // (self.tensor * self.pipeline * self.context)
+
+    @property
+    def replicas(self) -> int:
+        """Ranks that see different tokens, over which gradients are summed and ZeRO shares state out."""
+        return self.data_parallel * self.context
+
+    @property
+    def exchanged(self) -> tuple[float, float]:
+        """Values of a token that a rank sends in Ulysses' all-to-all before attention, and behind it."""
+        shape = self.shape
+        heads = shape.num_attention_heads // self.tensor, max(1, shape.num_key_value_heads // self.tensor)
+        each, each_kv = ulysses_heads(*heads, self.context)
+        width = shape.head_dim * self.context
+        return float((each + 2 * each_kv) * width), float(each * width)
 
     @property
     def micro_batches(self) -> float:
@@ -171,16 +194,19 @@ def workload_of(plan: Plan) -> Workload | None:
         shape=plan.model, length=plan.config.data.sequence_length,
         rows=plan.rows_per_rank * layout.data_parallel_size * sequences, world=layout.world_size,
         micro_batch=plan.micro_batch_size * sequences, tensor=layout.tensor_parallel_size,
-        context=layout.context_parallel_size,
+        context=layout.context_parallel_size, context_form=layout.context_parallel_form,
         sequence_parallel=layout.sequence_parallel, zero=layout.zero_stage, offload=layout.offload == "cpu",
         recompute=layout.activation_checkpointing, recompute_every=layout.activation_checkpointing_every,
         linear=precision.linear, value_bytes=BYTES[precision.compute], fused=kernels.blocks_compiled,
-        forms=kernels.forms, exchange=exchange, update=_update(plan), weight_bytes=BYTES[precision.weights],
+        forms={**kernels.forms, "attention": RING} if layout.in_ring else kernels.forms,
+        exchange=exchange, update=_update(plan), weight_bytes=BYTES[precision.weights],
         adapters=_adapters(plan), tuned=_tuned(plan), gathered=_gathered(plan),
         accumulates=(
             DEEPSPEED_MOVED[layout.zero_stage] if deepspeed
             else 2.0 * BYTES[precision.reduction] + BYTES[precision.weights]
         ),
+        inputs_to_host=layout.offload_activations,
+        tiled=arithmetic(plan.config, precision, layout, kernels).tiled < 1.0,
         hooks=DEEPSPEED_HOOKS[layout.zero_stage] if deepspeed else 0.0,
     )  # fmt: skip
 

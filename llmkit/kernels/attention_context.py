@@ -8,13 +8,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import lcm
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from llmkit.batch import RowPiece
+from llmkit.config.context import ulysses_heads
 from llmkit.kernels.attention_ring import ring
 from llmkit.parallel.collectives import all_to_all
 from llmkit.parallel.context import ContextParallel
@@ -59,7 +59,7 @@ def ulysses(
     group, ranks, own = context.group, context.size, q.shape[1]
     assert group is not None
     sizes = context.sizes(piece.length)
-    times = lcm(k.shape[2], ranks) // k.shape[2]
+    times = ulysses_heads(q.shape[2], k.shape[2], ranks)[1] * ranks // k.shape[2]
     if times > 1:
         k, v = (x.repeat_interleave(times, 2) for x in (k, v))
     parts = [x.unflatten(2, (ranks, -1)) for x in (q, k, v)]  # (batch, own, ranks, heads, head_dim) each

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from llmkit.config.context import ulysses_heads
 from llmkit.config.shape import ModelShape
 from llmkit.files import user_cache
 from llmkit.kernels.attention_timing import Sizes, milliseconds
@@ -78,11 +79,14 @@ def _reason(times: Mapping[str, float]) -> str:
 def sizes_of(plan: Plan) -> Sizes:
     """What a layer of one rank computes attention of; Ulysses gives it whole rows of fewer heads."""
     model, layout = plan.model, plan.layout
-    ranks = layout.tensor_parallel_size * layout.context_parallel_size
     assert isinstance(model, ModelShape), "of other models no form of attention is measured"
+    ranks = layout.tensor_parallel_size
+    heads, kv_heads = ulysses_heads(
+        model.num_attention_heads // ranks, max(1, model.num_key_value_heads // ranks),
+        layout.context_parallel_size,
+    )  # fmt: skip
     return Sizes(
         plan.micro_batch_size * plan.config.data.sequences_per_row, plan.config.data.sequence_length,
-        heads=model.num_attention_heads // ranks, kv_heads=max(1, model.num_key_value_heads // ranks),
-        head_dim=model.head_dim, dropout=model.attention_dropout,
+        heads=heads, kv_heads=kv_heads, head_dim=model.head_dim, dropout=model.attention_dropout,
         dtype=str(torch_dtype(plan.precision.compute)),
     )  # fmt: skip

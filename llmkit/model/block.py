@@ -17,6 +17,7 @@ from llmkit.model.mlp import make_mlp
 from llmkit.model.moe import MixtureOfExperts
 from llmkit.model.norm import residual_norm
 from llmkit.model.positions import BlockInputs
+from llmkit.model.tiles import in_tiles
 from llmkit.parallel.collectives import Group, replicated_weight
 from llmkit.parallel.context import WHOLE_ROWS, ContextParallel
 from llmkit.parallel.mesh import ALL_EXPERTS, ExpertParallel, TensorParallel
@@ -58,6 +59,7 @@ class Block(nn.Module):
     Norms may also be on what attention and MLP give, or only there (`ModelShape.norm_placement`).
     activation_checkpointing: what is computed again in the backward pass ("none", "selective" or "full").
     experts: the ranks over which experts are dealt out.
+    mlp_tile: positions of a sequence for which the MLP, but for experts, is computed at a time; 0 = all.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Block(nn.Module):
         activation_checkpointing: str,
         context: ContextParallel = WHOLE_ROWS,
         experts: ExpertParallel = ALL_EXPERTS,
+        mlp_tile: int = 0,
     ) -> None:
         super().__init__()
         names = shape.residual_scalar_names
@@ -86,6 +89,10 @@ class Block(nn.Module):
         self.mlp_post_norm = residual_norm(*norm) if behind else None
         self.operators, self.residual_multiplier = operators, shape.residual_multiplier
         self.dropout, self.activation_checkpointing = shape.hidden_dropout, activation_checkpointing
+        # Of pieces of sequences a tile takes an equal part from each rank.
+        self.mlp_tile, self.mlp_dim = mlp_tile, 0 if tp.sequence_parallel else 1
+        if tp.sequence_parallel and mlp_tile:
+            self.mlp_tile = max(1, mlp_tile // tp.size)
         self.random = shape.hidden_dropout > 0.0 or shape.attention_dropout > 0.0
 
     def forward(
@@ -113,7 +120,9 @@ class Block(nn.Module):
         else:
             x, normed = self.mlp_norm(x, mixed)
         if not self.has_experts:
-            return self._added(self._branch(self.mlp(normed), self.mlp_post_norm), x, mlp_key)
+            random = self.random and self.training  # adapters may have a dropout
+            mixed = in_tiles(self.mlp, normed, self.mlp_tile, self.mlp_dim, random=random)
+            return self._added(self._branch(mixed, self.mlp_post_norm), x, mlp_key)
         mixed, report = self.mlp(normed, inputs.piece, inputs.limited)
         return self._added(self._branch(mixed, self.mlp_post_norm), x, mlp_key), report
 

@@ -27,18 +27,20 @@ def build_model(
     loss_terms: LossTerms = CROSS_ENTROPY,
     context: ContextParallel = WHOLE_ROWS,
     experts: ExpertParallel = ALL_EXPERTS,
+    mlp_tile: int = 0,
+    offload_activations: bool = False,
 ) -> Model:
     """The model on the current device, with unset weights; the arguments are those of `ModelContext`.
 
     context: the ranks that have pieces of the same rows. experts: those over which experts are dealt out.
-    Both are of our own model.
+    Both, mlp_tile and offload_activations are of our own model.
 
     Raises UserError where a registered class makes something that llmkit cannot use (see `checked_model`).
     """
     tp = tp or TensorParallel()
     how = (operators, tp, activation_checkpointing, activation_checkpointing_every, loss_terms)
     if isinstance(spec, ModelShape):
-        model: Model = GPT(spec, *how, seed=None, context=context, experts=experts)
+        model: Model = GPT(spec, *how, None, context, experts, mlp_tile, offload_activations)
     else:
         made_for = ModelContext(spec.vocab_size, spec.max_position_embeddings, *how)
         model = checked_model(spec.component.make(spec.section(), made_for), made_for)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from llmkit.model.dropout import DropoutKeys, group_dropout
 from llmkit.model.initial import draw
 from llmkit.model.moe import Router
 from llmkit.model.norm import residual_norm
+from llmkit.model.offload import HostCopies
 from llmkit.model.positions import BlockInputs, RopeTables, Span, begins_of, shift
 from llmkit.model.rope import rope_tables
 from llmkit.model.routing import LOSSES, move_biases, routing_sums
@@ -47,6 +49,8 @@ class GPT(Model):
     those over which experts are dealt out, and which compute together.
     activation_checkpointing: what every n-th block computes again in the backward pass ("none", "selective"
     or "full"), n being `activation_checkpointing_every`. loss_terms: what is added to the cross-entropy.
+    mlp_tile: see `Block`. offload_activations: whether the inputs of blocks that are recomputed in full are
+    kept on the host.
     seed: of the initial weights; None leaves them unset, for weights that are read from a checkpoint.
 
     has_weights: whether the parameters have been set since their memory was taken; without that (seed None,
@@ -66,10 +70,13 @@ class GPT(Model):
         seed: int | None = 0,
         context: ContextParallel = WHOLE_ROWS,
         experts: ExpertParallel = ALL_EXPERTS,
+        mlp_tile: int = 0,
+        offload_activations: bool = False,
     ) -> None:
         super().__init__()
         self.shape, self.tp, self.operators = shape, tp, operators
         self.context, self.experts = context, experts
+        self.offload_activations = offload_activations
         self.has_weights = False
         self.vocab_size, self.context_length = shape.vocab_size, shape.max_position_embeddings
         sizes = (shape.vocab_size, shape.hidden_size, tp, shape.padded_vocab_size)
@@ -89,7 +96,7 @@ class GPT(Model):
             for layer in range(shape.num_hidden_layers)
         ]
         self.blocks = nn.ModuleList(
-            Block(shape, layer, operators, tp, how, context, experts)
+            Block(shape, layer, operators, tp, how, context, experts, mlp_tile)
             for layer, how in enumerate(checkpointing)
         )
         self.norm = residual_norm(shape, tp, operators)
@@ -163,7 +170,7 @@ class GPT(Model):
         for block in self.blocks:
             if block.has_experts and self.experts.size > 1:
                 continue
-            if partitioned and block.activation_checkpointing != "none":
+            if partitioned and (block.activation_checkpointing != "none" or block.mlp_tile):
                 compile_pointwise(block, self.operators, report, backend)
             else:
                 compile_module(block, report, backend)
@@ -255,13 +262,17 @@ class GPT(Model):
             bigram=self._bigrams(tokens, begins, cache, piece),
             limited=limited,
         )
+        host = HostCopies(x.device) if self.offload_activations else None
         for block, attention_key, mlp_key in zip(self.blocks, keys.attention, keys.mlp, strict=True):
+            offloaded = host is not None and block.activation_checkpointing == "full"
+            with host.kept(x) if host is not None and offloaded else nullcontext():
+                found = block(x, inputs, attention_key, mlp_key)
             if block.has_experts:
-                x, report = block(x, inputs, attention_key, mlp_key)
+                x, report = found
                 if routers is not None:
                     routers.append(report)
             else:
-                x = block(x, inputs, attention_key, mlp_key)
+                x = found
         return self.norm(x)
 
     def _bigrams(

@@ -15,6 +15,7 @@ class Layout:
     too, 3 weights too. activation_checkpointing, activation_checkpointing_every: which activations are
     computed again in the backward pass, and in which of the blocks (1 = in all, 2 = in every second, ...).
     context_parallel_size, context_parallel_form: ranks that share each row, and how they compute attention.
+    offload_activations: whether inputs of blocks that are recomputed in full lie on the host; never on a CPU.
     deepspeed: of a user's DeepSpeed file, what goes to DeepSpeed as it is, by dotted key. engine: what
     trains; the native one knows stages 0 and 1 only. expert_parallel_size: ranks of data x context over which
     experts are dealt out.
@@ -32,6 +33,7 @@ class Layout:
     context_parallel_size: int = 1
     context_parallel_form: Literal["ulysses", "ring"] = "ulysses"
     expert_parallel_size: int = 1
+    offload_activations: bool = False
 
     @property
     def data_parallel_size(self) -> int:
@@ -47,6 +49,16 @@ class Layout:
     def copies_of_experts(self) -> int:
         """Ranks that hold the same experts, and sum their gradients."""
         return self.replicas // self.expert_parallel_size
+
+    @property
+    def in_ring(self) -> bool:
+        """Whether keys and values go around ranks that share rows."""
+        return self.context_parallel_size > 1 and self.context_parallel_form == "ring"
+
+    @property
+    def in_ulysses(self) -> bool:
+        """Whether ranks that share rows exchange them for heads around attention."""
+        return self.context_parallel_size > 1 and self.context_parallel_form == "ulysses"
 
     def tokens_of(self, rows: int, length: int) -> int:
         """How many tokens of so many rows a rank computes, at most."""

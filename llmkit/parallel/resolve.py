@@ -44,6 +44,7 @@ class LaunchResolver:
             context_parallel_size=parallel.context_parallel_size,
             context_parallel_form=context_form(self.config),
             expert_parallel_size=parallel.expert_parallel_size,
+            offload_activations=parallel.offload_activations,
         )
         self._check_training(max(1, layout.data_parallel_size))
         return layout

@@ -6,14 +6,14 @@ the partitioner of torch.compile save; a test counts them again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
 
 from llmkit.config.operators import QUANTISED
 from llmkit.config.parameters import INTO_MLP
 from llmkit.config.shape import ModelShape
 from llmkit.plan.adapter_memory import adapter_parts
-from llmkit.plan.arithmetic import Arithmetic, Recompute
+from llmkit.plan.arithmetic import Activations, Arithmetic, Recompute
+from llmkit.plan.context_memory import received_width, ring_blocks
 from llmkit.plan.score_memory import mask_bytes, score_bytes
 from llmkit.precision import BYTES
 
@@ -27,24 +27,6 @@ CHUNK_BYTES = 2**28
 """so much, whichever is larger (`llmkit.kernels.head_loss_chunks`)."""
 
 
-@dataclass(frozen=True)
-class Activations:
-    """Bytes of activations.
-
-    token: for each token of a micro-batch, at their largest. fixed: whatever the micro-batch, but for
-    `fixed_token`, if any: no more than so many for each token.
-    """
-
-    token: float
-    fixed: float = 0.0
-    fixed_token: float = 0.0
-
-    def of(self, tokens: int) -> int:
-        """Bytes of a micro-batch of so many tokens."""
-        fixed = min(self.fixed, self.fixed_token * tokens) if self.fixed_token else self.fixed
-        return int(self.token * tokens + fixed)
-
-
 def training_bytes(shape: ModelShape, how: Arithmetic) -> Activations:
     """Returns what a training step needs at its largest, an estimate from above.
 
@@ -56,13 +38,17 @@ def training_bytes(shape: ModelShape, how: Arithmetic) -> Activations:
 
 def training_parts(shape: ModelShape, how: Arithmetic) -> dict[str, Activations]:
     """The same by kind: what all blocks keep (`block_parts`), and what is beside it at the largest moment."""
-    recompute, every = how.layout.activation_checkpointing, how.layout.activation_checkpointing_every
+    layout = how.layout
+    recompute, every = layout.activation_checkpointing, layout.activation_checkpointing_every
     layers = shape.num_hidden_layers
     recomputed = 0 if recompute == "none" else -(-layers // every)
     plain, kept = block_parts(shape, how, "none"), block_parts(shape, how, recompute)
+    if layout.offload_activations:  # one in use, and one on its way
+        kept["residual stream and norms"] *= min(1.0, 2.0 / max(1, recomputed))
     parts = {
         kind: Activations(recomputed * kept[kind] + (layers - recomputed) * plain[kind]) for kind in plain
     }
+    parts["a tile of an MLP"] = _tile(shape, how)
     parts["before the blocks"] = Activations(_before_blocks(shape, how))
     head, block = _head(shape, how), sum(plain.values())
     parts["loss" if head.token >= block else "gradients of a block"] = Activations(max(head.token, block))
@@ -70,8 +56,27 @@ def training_parts(shape: ModelShape, how: Arithmetic) -> dict[str, Activations]
     logits = FP32 * shape.padded_vocab_size / how.layout.tensor_parallel_size
     parts["logits of a chunk"] = Activations(0.0, chunk, logits)
     fixed = max(head.fixed, _dequantised(shape, how)) - chunk
+    parts["blocks of a ring"] = ring_blocks(shape, how)
     parts["whatever the batch"] = Activations(0.0, fixed)  # gradients of the head, a matrix of few bits
     return {kind: each for kind, each in parts.items() if each.token or each.fixed}
+
+
+def _tile(shape: ModelShape, how: Arithmetic) -> Activations:
+    """What a tile of an MLP has beside it, while it is computed again."""
+    if how.tiled == 1.0:
+        return Activations(0.0)
+    gathered = how.bytes * shape.hidden_size * how.layout.sequence_parallel
+    each = _mlp(shape, how, "none") / how.layout.tensor_parallel_size + gathered
+    return Activations(2.0 * each * how.tiled)
+
+
+def offloaded_bytes(shape: ModelShape, how: Arithmetic) -> float:
+    """Bytes on the host, for each token of a micro-batch, of the inputs of blocks."""
+    layout = how.layout
+    if not layout.offload_activations:
+        return 0.0
+    recomputed = -(-shape.num_hidden_layers // layout.activation_checkpointing_every)
+    return recomputed * block_bytes(shape, how, "full")
 
 
 def _dequantised(shape: ModelShape, how: Arithmetic) -> float:
@@ -127,12 +132,13 @@ def block_parts(shape: ModelShape, how: Arithmetic, recompute: Recompute) -> dic
     attention, scores, mlp, gathered, copies = 0.0, 0.0, 0.0, 0.0, 0.0
     if recompute != "full":
         whole += _residual(shape, how, recompute)
-        attention, mlp = _attention(shape, how, recompute), _mlp(shape, how, recompute)
+        attention = _attention(shape, how, recompute)
+        mlp = 0.0 if how.tiled < 1.0 else _mlp(shape, how, recompute)
         scores, copies = score_bytes(shape, how, recompute), _copies(shape, how, recompute)
         if (
             layout.sequence_parallel
         ):  # of the inputs of both column-parallel layers, all of the sequence is kept
-            gathered = 2.0 * size * shape.hidden_size
+            gathered = (1.0 if how.tiled < 1.0 else 2.0) * size * shape.hidden_size
             whole -= gathered if recompute == "none" else 0.0
     more = adapter_parts(shape, how, recompute, fp32_norms=_keeps_fp32_norms(shape, how))
     whole += more.get("residual stream and norms", 0.0)
@@ -170,18 +176,35 @@ def _attention(shape: ModelShape, how: Arithmetic, recompute: Recompute) -> floa
     size, heads = how.bytes, shape.num_attention_heads
     query, grouped = heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
     kept = size * (2.0 * query + 2.0 * grouped) + FP32 * heads
+    exchanged = how.layout.in_ulysses
+    if exchanged:
+        kept += _exchanged(shape, how, recompute)
     if recompute == "none":
         rotated = query + grouped
-        kept += size * rotated * (shape.position_embedding == "rope")
+        kept += size * rotated * (shape.position_embedding == "rope" and not exchanged)
         if shape.qk_norm:
             statistics = FP32 * (heads + shape.num_key_value_heads)
             copies = FP32 * shape.norm_weight + (FP32 if size < FP32 else 0)
             fp32 = rotated * copies if _keeps_fp32_norms(shape, how) else 0
             kept += size * grouped * (shape.key_shift > 0.0)
-            kept += fp32 + statistics + (size * rotated * (shape.position_embedding != "rope"))
+            again = shape.position_embedding != "rope" and not exchanged
+            kept += fp32 + statistics + size * rotated * again
         if shape.value_embeddings:  # counted in every block, though every second one has them
             kept += size * (2.0 * grouped + 2.0 * shape.num_key_value_heads)
     return kept
+
+
+def _exchanged(shape: ModelShape, how: Arithmetic, recompute: Recompute) -> float:
+    """Beside what attention keeps anyway: of an exchange of pieces of rows for heads (Ulysses).
+
+    What is received, with copies of heads where there are too few, and what is sent back. Nothing needs what
+    the projections gave, but for norms that keep no copy in fp32, and where selective recomputation keeps it.
+    """
+    query, grouped = (n * shape.head_dim for n in (shape.num_attention_heads, shape.num_key_value_heads))
+    given = query + 2.0 * grouped
+    normed = shape.qk_norm and not (how.bytes < FP32 and _keeps_fp32_norms(shape, how))
+    kept = given if normed or (recompute == "selective" and not how.compiled) else 0.0
+    return how.bytes * (received_width(shape, how.layout) + query + kept - given)
 
 
 def _mlp(shape: ModelShape, how: Arithmetic, recompute: Recompute) -> float:

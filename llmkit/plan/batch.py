@@ -7,8 +7,8 @@ from llmkit.config.derive import divisors, rows_per_rank
 from llmkit.config.schema import Config
 from llmkit.config.shape import ModelShape
 from llmkit.parallel.layout import Layout
-from llmkit.plan.activations import Activations, forward_bytes, training_bytes
-from llmkit.plan.arithmetic import Arithmetic
+from llmkit.plan.activations import forward_bytes, training_bytes
+from llmkit.plan.arithmetic import Activations, Arithmetic
 from llmkit.plan.facts import DeviceFacts
 from llmkit.plan.memory import COMMUNICATOR, arithmetic, groups_of_ranks, memory, with_losses
 from llmkit.plan.plan import Plan

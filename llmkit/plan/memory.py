@@ -26,6 +26,7 @@ COMMUNICATOR = 3 * 2**27
 Assumed."""
 UNCERTAIN = (
     "loss", "gradients of a block", "logits of a chunk", "whatever the batch", "attention scores", "masks",
+    "blocks of a ring", "a tile of an MLP",
 )  # fmt: skip
 """Kinds of activations that are not there all the time, or that a compiler may compute again."""
 
@@ -96,7 +97,7 @@ def arithmetic(config: Config, precision: Precision, layout: Layout, kernels: Ke
     return Arithmetic(
         precision, layout, kernels.blocks_compiled, kernels.compiled, kernels.forms,
         lora=config.train.lora, length=config.data.row_length,
-        documents=config.data.document_masks,
+        documents=config.data.document_masks, mlp_tile=config.kernels.mlp_tile,
     )  # fmt: skip
 
 

@@ -98,9 +98,7 @@ def timed_forms(situation: Situation) -> tuple[str, ...]:
     """
     config, shape = situation.config, situation.shape
     left_open = config.kernels.operators.attention == "auto" and not config.run.deterministic
-    layout = situation.layout
-    in_ring = layout.context_parallel_size > 1 and layout.context_parallel_form == "ring"
-    if not left_open or shape is None or situation.device is None or in_ring:
+    if not left_open or shape is None or situation.device is None or situation.layout.in_ring:
         return ()
     without = FLASH_PACKAGES if config.kernels.backend == "torch" else ()
     timed = [form for form in FORMS["attention"] if form.timed and form.name not in without]

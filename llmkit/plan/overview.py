@@ -76,7 +76,8 @@ def _recomputed(layout: Layout) -> str:
         return ""
     every = layout.activation_checkpointing_every
     which = "every block" if every == 1 else f"one block in {every}"
-    return f"; {layout.activation_checkpointing} activation checkpointing in {which}"
+    host = ", its inputs on the host" * layout.offload_activations
+    return f"; {layout.activation_checkpointing} activation checkpointing in {which}{host}"
 
 
 def _model(plan: Plan) -> str:

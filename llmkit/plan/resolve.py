@@ -41,6 +41,8 @@ def resolve_plan(loaded: Loaded, known: Known | None = None) -> Plan:
     known, config, pending = known or Known(), loaded.config, dict[str, str]()
     launch = LaunchResolver(config, loaded.origins, known.accelerate or AccelerateConfig())
     layout = launch.layout(_world_size(config, known, pending))
+    if known.device is not None and known.device.kind == "cpu":
+        layout = replace(layout, offload_activations=False)
     facts = Facts(
         known.world_size, layout.zero_stage, layout.offload, known.tokenizer_size, known.holds_out,
         layout.engine,
@@ -134,7 +136,8 @@ def _kernels(
         compiled, uncompiled = False, device.compiler_missing
         notes.append(f"training without torch.compile: {uncompiled}")
     # DeepSpeed gathers weights in the midst of what would be recomputed: no graph holds together.
-    eager_blocks = compiled and layout.zero_stage == 3 and layout.activation_checkpointing != "none"
+    again = layout.activation_checkpointing != "none" or config.kernels.mlp_tile > 0
+    eager_blocks = compiled and layout.zero_stage == 3 and again
     if eager_blocks and isinstance(config.model, Model):
         what = "head, loss and pointwise functions are"
         notes.append(f"recomputed blocks under ZeRO-3 are not compiled: {what}")

@@ -20,7 +20,7 @@ def score_bytes(shape: ModelShape, how: Arithmetic, recompute: Recompute) -> flo
     compiler does not compute again; where PyTorch makes the backward pass, the attention weights are kept.
     """
     form = _form(shape, how)
-    if form not in ("blocks", "matmul") or recompute == "full":
+    if form not in ("blocks", "matmul") or recompute == "full" or how.layout.in_ring:
         return 0.0
     each = float(how.bytes)
     if recompute == "none" and form == "blocks":
@@ -31,10 +31,14 @@ def score_bytes(shape: ModelShape, how: Arithmetic, recompute: Recompute) -> flo
 
 
 def mask_bytes(shape: ModelShape, how: Arithmetic, recompute: Recompute) -> float:
-    """Returns the bytes a token that fused attention keeps of a mask of documents, which all heads share."""
-    if not how.documents or recompute != "none" or _form(shape, how) != "sdpa":
+    """Returns the bytes a token that fused attention keeps of a mask of documents, which all heads share.
+
+    Of ranks that exchange pieces of rows for heads each has the mask of whole rows.
+    """
+    if not how.documents or recompute != "none" or _form(shape, how) != "sdpa" or how.layout.in_ring:
         return 0.0
-    return how.bytes * (how.length if how.length <= LONGEST_MASK else _mean_keys(shape, how))
+    each = how.bytes * (how.length if how.length <= LONGEST_MASK else _mean_keys(shape, how))
+    return each * how.layout.context_parallel_size
 
 
 def mean_keys(length: int, window: int | None) -> float:

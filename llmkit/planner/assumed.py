@@ -51,12 +51,6 @@ def open_subject(load: Load, path: str, overrides: Sequence[str], tokens: float 
     """
     first = load(path, overrides, assumed={"data.sources": TEXT, "train.max_steps": 1})
     config, alone = first.config, first.origins["data.sources.0.type"] == ASSUMED
-    if config.parallel.context_parallel_size > 1:
-        given = first.settings.describe("parallel.context_parallel_size")
-        raise UserError(
-            f"plan: {path}: {given}: estimates do not know rows that several processes share; plan with the "
-            "size 1 and shorter rows"
-        )
     if config.parallel.expert_parallel_size > 1:
         given = first.settings.describe("parallel.expert_parallel_size")
         raise UserError(

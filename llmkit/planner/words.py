@@ -53,6 +53,8 @@ def layout(plan: Plan) -> str:
     parts = ["one process" if alone else f"{how} x {chosen.data_parallel_size}"]
     if chosen.tensor_parallel_size > 1:
         parts.append(f"TP {chosen.tensor_parallel_size}")
+    if chosen.context_parallel_size > 1:
+        parts.append(f"CP {chosen.context_parallel_size} ({chosen.context_parallel_form})")
     if chosen.offload != "none":
         parts.append("offload")
     if chosen.activation_checkpointing != "none":

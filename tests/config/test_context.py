@@ -97,7 +97,6 @@ MISTAKES = [
         ],
         f"data.sequence_length 126 (command line): its pieces for {SIZE} 2 (command line) are not divisible",
     ),
-    ([f"{SIZE}=2", "parallel.layout=auto"], 'parallel.layout "auto" (command line) does not go with'),
     ([f"{SIZE}=2", "train.objective=dpo"], 'does not go with train.objective "dpo" (command line)'),
 ]  # fmt: skip
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmkit.estimate.collectives import START, Spread, gathered, sent, summed
+from llmkit.estimate.collectives import START, Spread, exchanged, gathered, passed, sent, summed
 from llmkit.estimate.devices import Hardware
 
 HARDWARE = Hardware()
@@ -56,3 +56,18 @@ def test_small_messages_pay_for_hops_and_many_messages_for_starts() -> None:
 def test_a_message_between_nodes_takes_one_port() -> None:
     assert sent(1e9, CLUSTER, between=True) == pytest.approx(1e9 / 46e9, rel=0.01)
     assert sent(1e9, CLUSTER, between=False) < sent(1e9, CLUSTER, between=True)
+
+
+def test_an_all_to_all_sends_an_equal_part_to_each() -> None:
+    """Of 8 ranks in a node 7/8 leave a rank; of 16 in two nodes half leaves the node, by a rank's port."""
+    assert exchanged(1e9, Spread(NODE, 8)) == pytest.approx(7 / 8 * 1e9 / (450e9 * 0.82) + START + 1.5e-6)
+    over = exchanged(1e9, Spread(CLUSTER, 16))
+    assert over == pytest.approx(0.5e9 / 46e9 + START + CLUSTER.between.latency)
+    assert exchanged(1e9, Spread(NODE, 1)) == 0.0
+
+
+def test_a_message_to_the_next_rank_takes_the_slowest_link_of_the_ring() -> None:
+    assert passed(1e9, Spread(NODE, 8)) == pytest.approx(1e9 / (450e9 * 0.82) + START + 1.5e-6)
+    one_a_node = Spread(CLUSTER, 16, stride=8)
+    assert passed(1e9, one_a_node) == pytest.approx(1e9 / 46e9 + START + CLUSTER.between.latency)
+    assert passed(1e9, Spread(CLUSTER, 16)) < 1.3 * passed(1e9, Spread(NODE, 8))  # eight ports for one ring

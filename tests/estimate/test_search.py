@@ -24,6 +24,7 @@ from llmkit.estimate.search import (
     setting_of,
     with_settings,
 )
+from llmkit.planner import words
 from tests.examples.project import project
 
 RECIPES = Path(__file__).parents[2] / "configs/recipes"
@@ -134,3 +135,19 @@ def test_on_a_cpu_of_unknown_speed_the_plainest_is_best():
     best = search(recipe("gpt2-124m"), ground).fitting[0].plan.layout
     assert not ground.timed
     assert (best.zero_stage, best.tensor_parallel_size, best.activation_checkpointing) == (0, 1, "none")
+
+
+def test_ranks_share_rows_that_are_long() -> None:
+    long = recipe("llama-3.1-8b", "data.sequence_length=131072", "model.max_position_embeddings=131072")
+    shared = [each for each in search(long, on("h100")).fitting if each.plan.layout.context_parallel_size > 1]
+    assert {each.plan.layout.context_parallel_form for each in shared} == {"ulysses"}
+    assert {each.settings["parallel.context_parallel_size"] for each in shared} <= {2, 4, 8}
+    first = shared[0]
+    assert "CP " in words.layout(first.plan)
+    assert any("context parallelism" in part.name for part in first.time.parts)
+
+
+def test_ranks_share_rows_of_any_length_where_that_is_asked_for() -> None:
+    given = recipe("llama-3.1-8b", "parallel.context_parallel_size=4")
+    found = search(given, on("h100"), ["parallel.context_parallel_size"])
+    assert {each.plan.layout.context_parallel_size for each in found.fitting} == {4}

@@ -128,6 +128,41 @@ def test_parts_appear_with_what_causes_them(change: dict[str, object], part: str
     assert after.parts[part] > before.parts.get(part, 0.0)
 
 
+LONG = replace(BASE, length=131072, rows=64, micro_batch=1, recompute="full", context=8)
+
+
+def test_ulysses_waits_for_six_messages_a_layer_and_a_ring_for_its_last() -> None:
+    """8B at 131,072 tokens on 8 ranks: 16,384 a rank, of 4,096 + 2 x 1,024 values before attention and 4,096
+    behind it, two bytes each; forward, once more in recomputation, and backward."""
+    spread, layers = Spread(fleet(8), 8), L8.num_hidden_layers
+    ulysses = replace(LONG, context_form="ulysses")
+    once = sum(16384 * width * 2 * 7 / 8 / spread.bandwidth + START + 1.5e-6 for width in (6144, 4096))
+    found = parts(ulysses)
+    assert found.parts["context parallelism"] == pytest.approx(3 * once * layers * ulysses.micro_batches)
+    assert "context parallelism" not in found.hidden
+    ring = parts(LONG)
+    gradients = 16384 * 2048 * 4 / spread.bandwidth + START + 1.5e-6
+    waited = gradients * layers * LONG.micro_batches
+    assert waited < ring.parts["context parallelism"] < 4 * waited
+    keys = 16384 * 2048 * 2 / spread.bandwidth
+    assert ring.hidden["context parallelism"] > 7 * (3 * keys + gradients) * layers * LONG.micro_batches
+
+
+def test_a_ring_computes_attention_in_passes_over_its_scores() -> None:
+    ulysses = parts(replace(LONG, context_form="ulysses"))
+    ring = replace(LONG, forms={**FORMS, "attention": "ring"})
+    assert parts(LONG).parts["attention"] == pytest.approx(ulysses.parts["attention"])  # others' rings
+    assert parts(ring).parts["attention"] > 4 * ulysses.parts["attention"]
+    alone = parts(replace(LONG, context=1))
+    assert ulysses.parts["attention"] == pytest.approx(alone.parts["attention"])  # a row a rank, or 8 by 8
+
+
+def test_heads_that_are_too_few_are_sent_more_often() -> None:
+    few = replace(LONG, context=16, context_form="ulysses", shape=replace(L8, num_key_value_heads=4))
+    assert few.exchanged == (4096 + 2 * 16 * 128, 4096)
+    assert replace(few, tensor=2).exchanged == (2048 + 2 * 16 * 128, 2048)
+
+
 def test_offloading_takes_the_update_to_the_host() -> None:
     found = parts(replace(BASE, offload=True))
     assert found.parts["offload"] > parts(BASE).parts["optimizer"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,24 @@ def test_the_sizes_are_those_of_a_rank() -> None:
         3, 48, heads=3, kv_heads=1,
         head_dim=shape.head_dim, dropout=shape.attention_dropout, dtype="torch.bfloat16",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "tensor", "context", "sizes"),
+    [(12, 4, 1, 2, (6, 2)), (12, 4, 1, 6, (2, 2)), (12, 2, 2, 3, (2, 1)), (8, 8, 2, 4, (1, 1))],
+)
+def test_ulysses_repeats_heads_that_are_too_few(heads, kv_heads, tensor, context, sizes) -> None:
+    """Of 4 key and value heads that 6 ranks share, each is sent three times: two for every rank."""
+    settings = {
+        "data": {"sources": [{"type": "stdlib"}], "sequence_length": 48},
+        "train": {"max_steps": 1, "global_batch_size": 1, "micro_batch_size": 1, "precision": "bf16"},
+        "parallel": {
+            "world_size": tensor * context, "tensor_parallel_size": tensor, "context_parallel_size": context
+        },
+    }  # fmt: skip
+    shape = replace(LLAMA_STYLE, num_attention_heads=heads, num_key_value_heads=kv_heads)
+    found = attention_choice.sizes_of(plan_for_shape(shape, settings, DeviceFacts()))
+    assert (found.positions, found.heads, found.kv_heads) == (48, *sizes)
 
 
 def test_no_form_of_a_cpu_is_measured_by_itself() -> None:

@@ -240,6 +240,10 @@ COMPILED = [
     for how in ("none", "selective", "full")
 ]
 COMPILED = [{**case, "compiled": True} for case in COMPILED]
+CASES += [  # a tile of 6 positions is 3 of each rank's piece, and then 1
+    {"shape": "gpt2", "size": 2, "sequence": True, "documents": False, "options": {"mlp_tile": 6}},
+    {"shape": "grouped", "size": 2, "sequence": False, "documents": False, "options": {"mlp_tile": 7}},
+]
 CASES += RECOMPUTED
 BF16 = [
     {"shape": shape, "size": 2, "sequence": sequence, "documents": False, "bf16": True}

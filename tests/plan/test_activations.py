@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from llmkit.batch import RowPiece, pick
 from llmkit.config.lora_section import Lora
 from llmkit.config.model_section import Moe
 from llmkit.config.shape import ModelShape
@@ -23,6 +24,7 @@ from llmkit.model.block import Block
 from llmkit.model.gpt import GPT
 from llmkit.model.positions import BlockInputs
 from llmkit.model.rope import rope_tables
+from llmkit.parallel.context import WHOLE_ROWS, ContextParallel
 from llmkit.parallel.layout import Layout
 from llmkit.parallel.mesh import TensorParallel
 from llmkit.plan.activations import (
@@ -98,11 +100,18 @@ def operators(how: Arithmetic) -> Operators:
     return replace(Operators.of(how.forms), layer_norm=layer_norm, add_layer_norm=add_layer_norm)
 
 
-def saved_bytes(shape: ModelShape, how: Arithmetic, recompute: str, tp: TensorParallel) -> float:
+def saved_bytes(
+    shape: ModelShape,
+    how: Arithmetic,
+    recompute: str,
+    tp: TensorParallel,
+    context: ContextParallel = WHOLE_ROWS,
+) -> float:
     """Bytes for each token of all memory that the saved tensors of a block hold, parameters left out."""
     torch._dynamo.reset()
-    last, length = shape.num_hidden_layers - 1, how.length or LENGTH
-    block = Block(shape, last, operators(how), tp, recompute).to(TYPES[how.precision.name])
+    last, row = shape.num_hidden_layers - 1, how.length or LENGTH
+    block = Block(shape, last, operators(how), tp, recompute, context).to(TYPES[how.precision.name])
+    length = context.sizes(row)[context.rank]
     rope = None
     if shape.position_embedding == "rope":
         rope = rope_tables(length, shape.rotary_dim, shape.rope_theta)
@@ -121,9 +130,13 @@ def saved_bytes(shape: ModelShape, how: Arithmetic, recompute: str, tp: TensorPa
     tokens = torch.randint(shape.vocab_size, (rows, length))
     documents = None
     if how.documents:
-        documents = (torch.arange(length, dtype=torch.int32) // 50).repeat(rows, 1)
-    inputs = BlockInputs(rope, documents=documents, tokens=tokens, embedding=embedding, bigram=bigram)
+        documents = (torch.arange(row, dtype=torch.int32) // 50).repeat(rows, 1)
+    ranges = context.own(row)
+    piece = None if ranges is None else RowPiece(ranges, row, documents)
+    own = documents if documents is None or ranges is None else pick(documents, ranges)
+    inputs = BlockInputs(rope, documents=own, piece=piece, tokens=tokens, embedding=embedding, bigram=bigram)
     shared = (*block.parameters(), *(rope or ()), embedding, bigram, tokens)
+    shared += () if documents is None else (documents,)
     known = {each.untyped_storage().data_ptr() for each in shared}
     call = block
     if how.compiled:
@@ -136,9 +149,15 @@ def saved_bytes(shape: ModelShape, how: Arithmetic, recompute: str, tp: TensorPa
     return sum(size for size in found if size != state) / (length * rows)
 
 
-def check(shape: ModelShape, how: Arithmetic, recompute: str, tp: TensorParallel = ALONE) -> None:
+def check(
+    shape: ModelShape,
+    how: Arithmetic,
+    recompute: str,
+    tp: TensorParallel = ALONE,
+    context: ContextParallel = WHOLE_ROWS,
+) -> None:
     # Statistics of norms are not counted.
-    found, counted = saved_bytes(shape, how, recompute, tp), block_bytes(shape, how, recompute)
+    found, counted = saved_bytes(shape, how, recompute, tp, context), block_bytes(shape, how, recompute)
     # Where values or keys are made anew, and the norms keep fp32 copies, nothing keeps the projection.
     anew = shape.qk_norm and (shape.value_embeddings or shape.key_shift > 0.0)
     if anew and how.precision.name == "bf16" and not how.compiled and recompute == "none":
@@ -181,6 +200,34 @@ def test_a_sharded_block_keeps_what_is_counted(pieces, compiled, recompute):
         tp = TensorParallel(0, 2, dist.group.WORLD, sequence_parallel=pieces)
         layout = {"world_size": 2, "tensor_parallel_size": 2, "sequence_parallel": pieces}
         check(SHAPES["llama"], arithmetic(compiled, **layout), recompute, tp)
+    finally:
+        dist.destroy_process_group()
+
+
+SHARED = replace(SHAPES["llama"], num_attention_heads=12, num_key_value_heads=6, head_dim=16)
+PIECES = [
+    (size, form, shape, documents, compiled, recompute)
+    for size in (2, 4)
+    for form in ("ulysses", "ring")
+    for shape in ("6 key and value heads", "2 of them", "qk norm")
+    for documents in (False, True)
+    for compiled, recompute in ((False, "none"), (True, "none"), (True, "selective"))
+    if not (documents and compiled) and (documents is False or shape != "qk norm")
+]
+
+
+@pytest.mark.parametrize(
+    ("size", "form", "name", "documents", "compiled", "recompute"),
+    [pytest.param(*case, marks=[pytest.mark.exhaustive] if case[4] else []) for case in PIECES],
+)
+def test_a_block_of_pieces_of_rows_keeps_what_is_counted(size, form, name, documents, compiled, recompute):
+    shapes = {"2 of them": replace(SHARED, num_key_value_heads=2), "qk norm": replace(SHARED, qk_norm=True)}
+    layout = {"world_size": size, "context_parallel_size": size, "context_parallel_form": form}
+    how = replace(arithmetic(compiled, **layout), length=96, documents=documents)
+    dist.init_process_group("fake", rank=0, world_size=size, store=FakeStore())
+    try:
+        context = ContextParallel(0, size, dist.group.WORLD, form)
+        check(shapes.get(name, SHARED), how, recompute, context=context)
     finally:
         dist.destroy_process_group()
 
