@@ -3,6 +3,7 @@
 Each layout is trained for two steps by processes of its own. Counted are the tensors that are alive when
 the optimizer is about to step (weights, masters, moments, gradients with their buffers), and the
 process's resident memory: its peak while the engine is built against what it keeps after training.
+With --lengths, activations against the length of rows instead (`memory_lengths.py`).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
-from benchmarks import machine
+from benchmarks import machine, memory_lengths
 from llmkit.batch import Batch
 from llmkit.config.shape import ModelShape
 from llmkit.parallel.mesh import make_mesh
@@ -41,6 +42,8 @@ ROWS, LENGTH = 1, 64
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
     options = parse(arguments)
+    if options.lengths:
+        return memory_lengths.run(options.lengths, options.out)
     if options.rank_of:
         Path(options.rank_of, f"{os.environ['RANK']}.json").write_text(json.dumps(measure(options)))
         return 0
@@ -70,6 +73,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--precision", choices=["fp32", "bf16"], default="bf16")
     add("--hidden", type=int, default=1024)
     add("--layers", type=int, default=8)
+    add(
+        "--lengths", type=int, nargs="*", metavar="TOKENS",
+        help="instead: peak of activations of rows of these lengths that 1, 2 and 4 ranks share",
+    )  # fmt: skip
     add("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the results")
     add("--rank-of", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
