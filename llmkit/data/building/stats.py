@@ -53,7 +53,10 @@ class BuildStats(BaseModel):
             f"{shown_size(self.text_bytes)} of text in {seconds:.1f} s" + f" ({', '.join(how)})" * bool(how)
         ]
         if self.duplicates:
-            parts.append(f"{self.duplicates:,} documents are exact copies of others")
+            copies = "document is an exact copy of another"
+            if self.duplicates > 1:
+                copies = "documents are exact copies of others"
+            parts.append(f"{self.duplicates:,} {copies}")
         if self.heldout_in_train:
             parts.append(f"{self.heldout_in_train:,} of the held-out ones are trained on, too")
         if self.fitting:
