@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from llmkit.config.memory import checkpoint_bytes, show_bytes
 from llmkit.config.shape import ModelShape
 from llmkit.estimate.term import Term
-from llmkit.plan.activations import offloaded_bytes
+from llmkit.plan.activations import block_bytes, offloaded_bytes
 from llmkit.plan.communication_memory import offload_buffers
 from llmkit.plan.memory import Memory, arithmetic
 from llmkit.plan.plan import Plan
@@ -43,8 +43,10 @@ def host_terms(plan: Plan, needs: Memory, on_cpu: bool) -> Iterator[Term]:
         how = arithmetic(plan.config, plan.precision, plan.layout, plan.kernels)
         tokens = plan.layout.tokens_of(plan.micro_batch_size, plan.config.data.row_length)
         if size := int(offloaded_bytes(plan.model, how) * tokens):
-            text = f"inputs of recomputed blocks of {tokens:,} tokens"
-            yield _bytes("activations", size, text, "parallel.offload_activations")
+            each = int(block_bytes(plan.model, how, "full") * tokens)
+            blocks = round(size / each)
+            text = f"{blocks} inputs of recomputed blocks of {tokens:,} tokens, page-locked"
+            yield _bytes("activations", page_locked([each] * blocks), text, "parallel.offload_activations")
     size, what = (CPU_PROCESS, "measured") if on_cpu else (PROCESS, "assumed")
     yield _bytes("process", size, "Python, PyTorch" + ", CUDA's libraries" * (not on_cpu), what)
     if plan.config.checkpoint.background:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from llmkit.plan.memory import memory
 from tests.program import make_project
 
 GIB = 2**30
+FULL = "parallel.activation_checkpointing=full"
 
 
 @pytest.fixture
@@ -74,3 +76,12 @@ def test_offloading_locks_pages_in_powers_of_two(plan: Any) -> None:
         assert found["rounding of page-locked memory"] == sum(
             2 ** (size - 1).bit_length() - size for size in sizes
         )
+
+
+def test_each_input_of_a_block_takes_a_power_of_two(plan: Any) -> None:
+    one = plan(FULL, "train.micro_batch_size=3", "train.global_batch_size=6")
+    layout = replace(one.layout, offload_activations=True)
+    found = terms(replace(one, layout=layout))["activations"]
+    tokens = 3 * one.config.data.row_length
+    size = tokens * 768 * 2  # in bf16
+    assert size & (size - 1) and found == one.model.num_hidden_layers * 2 ** size.bit_length()
