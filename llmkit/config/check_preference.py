@@ -44,6 +44,9 @@ def check_preference(s: Settings) -> Iterator[Mistake]:
         if isinstance(model, Model) and model.moe.num_experts and getattr(model.moe, name):
             note = "it is added for each target, and the loss of a pair is not a mean of them; set it to 0"
             yield s.mistake("{0} does not go with {1}", f"model.moe.{name}", _OBJECTIVE, note=note)
+    if isinstance(model, Model) and model.moe.capacity_factor is not None:
+        note = "the reference's log-probabilities are computed without a limit; leave the capacity out"
+        yield s.mistake("{0} does not go with {1}", "model.moe.capacity_factor", _OBJECTIVE, note=note)
     if train.dpo.label_smoothing and train.dpo.loss != "sigmoid":
         yield s.mistake("{0} does not go with {1}", "train.dpo.label_smoothing", "train.dpo.loss")
 

@@ -23,8 +23,11 @@ SETTING = "train.init_from"
 MAY_DIFFER = (
     "attention_dropout", "hidden_dropout", "initializer_range", "embedding_initializer_range",
     "head_initializer_range", "residual_init", "vocab_pad_multiple",
+    "moe.router_aux_loss_coef", "moe.router_z_loss_coef", "moe.bias_update_rate", "moe.capacity_factor",
 )  # fmt: skip
-"""Settings that decide neither what stored weights are nor what they compute in evaluation."""
+"""Settings that decide neither what stored weights are nor what they compute in evaluation. Biases of experts
+that the weights lack are 0 at first, and so change nothing; those that they have are not left out."""
+BIASES = "moe.bias_update_rate"
 TO_LENGTHEN = ("max_position_embeddings", "rope_theta", "rope_scaling")
 """Settings of a model with rotary positions that may differ from the weights', for longer sequences."""
 
@@ -90,6 +93,7 @@ def with_stored_model(
 def differing(s: Settings, stored: StoredModel) -> Iterator[Mistake]:
     """Settings of the model that are not those of its weights, where these decide what it computes."""
     asked, rotary = s.config.model.vocab_size, _is_rotary(stored.spec)
+    yield from _differing_biases(s, stored)
     for name, value in _compared(s, stored):
         adds_rows = name == "vocab_size" and asked != "auto" and asked > value
         if adds_rows and s.config.train.lora.rank:
@@ -98,6 +102,20 @@ def differing(s: Settings, stored: StoredModel) -> Iterator[Mistake]:
         elif not adds_rows and not (rotary and name.partition(".")[0] in TO_LENGTHEN):
             note = f"{stored.origin} has {display(value)}; leave it out"
             yield s.mistake("{0} is not that of the weights", f"model.{name}", note=note)
+
+
+def _differing_biases(s: Settings, stored: StoredModel) -> Iterator[Mistake]:
+    """Biases of experts that the weights have are a part of what they compute, and adapters leave those of
+    their base as they are, or absent."""
+    if not isinstance(stored.spec, ModelShape) or not isinstance(s.config.model, Model):
+        return
+    old, new = stored.spec.moe.bias_update_rate, s.config.model.moe.bias_update_rate
+    if s.config.train.lora.rank and new != old:
+        note = f"adapters leave biases of experts as {stored.origin} has them, {display(old)}; leave it out"
+        yield s.mistake("{0} does not go with {1}", f"model.{BIASES}", "train.lora.rank", note=note)
+    elif new is None and old is not None and not stored.resumed:
+        note = f"{stored.origin} has biases of experts; leave it out, or set it to 0 to keep them as they are"
+        yield s.mistake("{0} is not that of the weights", f"model.{BIASES}", note=note)
 
 
 def notes(s: Settings, stored: StoredModel) -> Iterator[str]:

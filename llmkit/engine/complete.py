@@ -35,7 +35,7 @@ def complete_model(engine: Engine, plan: Plan, mesh: Mesh) -> Model:
     if not partitioned and not plan.layout.sequence_parallel and experts.size == 1:
         return model
     tp, lora = tensor_parallel_of(plan.model, mesh, sequence_parallel=False), plan.config.train.lora
-    # A registered model may have buffers, whose values its constructor makes.
+    # A registered model may have buffers that its constructor fills; the GPT's are all `full_buffers`.
     with torch.device("meta" if isinstance(plan.model, ModelShape) else mesh.device):
         form = plan.kernels.forms["linear"]
         other = build_model(plan.model, tp, Operators.of({"linear": form}) if form in QUANTISED else TORCH)
@@ -49,10 +49,13 @@ def complete_model(engine: Engine, plan: Plan, mesh: Mesh) -> Model:
             if "expert" in placement(parameter).sharded:
                 value = all_gather(value, 0, experts.group)
             _set(other, name, value)
+    for name, buffer in model.full_buffers().items():
+        path, _, own = name.rpartition(".")
+        other.get_submodule(path).register_buffer(own, buffer.detach())
     for path, (weight, _) in model.quantised_weights().items():
         layer: Any = other.get_submodule(path)
         layer.weight = weight
-    other.to(mesh.device)  # and with it what is no parameter
+    other.to(mesh.device)  # and with it other buffers
     other.has_weights = True
     return other.requires_grad_(False).eval()
 

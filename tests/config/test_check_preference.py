@@ -28,6 +28,10 @@ WRONG = [
         [*DPO, "model.moe={num_experts: 4, router_aux_loss_coef: 0.0, router_z_loss_coef: 0.1}"],
         "model.moe.router_z_loss_coef 0.1 (command line) does not go with train.objective",
     ),
+    (
+        [*DPO, "model.moe={num_experts: 4, router_aux_loss_coef: 0.0, capacity_factor: 1.5}"],
+        "model.moe.capacity_factor 1.5 (command line) does not go with train.objective",
+    ),
     ([*DPO, "train.label_smoothing=0.1"], "train.dpo has a label_smoothing of its own"),
     (
         [*DPO, "train.dpo={loss: ipo, label_smoothing: 0.1}"],

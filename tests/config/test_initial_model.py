@@ -8,12 +8,16 @@ import pytest
 
 from llmkit.config.initial_model import Asked, StoredModel, model_settings
 from llmkit.config.load import load
-from llmkit.config.model_section import RopeScaling
+from llmkit.config.model_section import Moe, RopeScaling
 from llmkit.errors import UserError
 from tests.shapes import GPT2_STYLE, LLAMA_STYLE
 
 SCALED = RopeScaling(rope_type="linear", factor=2.0)
 ROTARY = replace(LLAMA_STYLE, max_position_embeddings=64, rope_scaling=SCALED)
+MIXTURE = replace(
+    ROTARY, moe=Moe(num_experts=4, moe_intermediate_size=8, capacity_factor=2.0), mlp_bias=False
+)
+BALANCED = replace(MIXTURE, moe=MIXTURE.moe.model_copy(update={"bias_update_rate": 0.01}))
 LEARNED = replace(GPT2_STYLE, max_position_embeddings=64)
 
 
@@ -62,6 +66,39 @@ def test_dropout_initial_ranges_and_what_comes_to_the_same_may_be_given(tmp_path
     model = f"model: {{hidden_dropout: 0.25, initializer_range: 0.5, {heads}, head_dim: {ROTARY.head_dim}}}\n"
     found = loaded(tmp_path, model=model)
     assert found.config.model.hidden_dropout == 0.25 and not found.remarks
+
+
+def test_a_mixture_may_be_balanced_otherwise_than_its_weights_were(tmp_path):
+    given = [
+        "model.moe.router_aux_loss_coef=0.5", "model.moe.router_z_loss_coef=0.25",
+        "model.moe.bias_update_rate=0.125", "model.moe.capacity_factor=1.25",
+    ]  # fmt: skip
+    for spec in (MIXTURE, BALANCED):
+        found = loaded(tmp_path, *given, spec=spec)
+        moe = found.config.model.moe
+        assert (moe.router_aux_loss_coef, moe.router_z_loss_coef) == (0.5, 0.25) and not found.remarks
+        assert (moe.bias_update_rate, moe.capacity_factor, moe.num_experts) == (0.125, 1.25, 4)
+    with pytest.raises(UserError, match=r"num_experts_per_tok 1 \(command line\) is not that of the weights"):
+        loaded(tmp_path, "model.moe.num_experts_per_tok=1", spec=MIXTURE)
+
+
+def test_a_mixture_is_trained_on_preferences_without_losses_of_its_router(tmp_path):
+    pairs = "data.sources=[{type: jsonl, path: p.jsonl, record: preference, prompt_field: question}]"
+    dpo = (pairs, "train.objective=dpo", "model.moe.capacity_factor=null")
+    found = loaded(tmp_path, *dpo, "model.moe.router_aux_loss_coef=0", spec=BALANCED)
+    assert found.config.model.moe.router_aux_loss_coef == 0 and found.config.model.moe.num_experts == 4
+    with pytest.raises(UserError, match=r"router_aux_loss_coef 0.01 .*\n.* set it to 0"):
+        loaded(tmp_path, *dpo, spec=BALANCED)
+
+
+def test_biases_of_experts_stay_where_they_are_and_adapters_get_no_others(tmp_path):
+    rate, lora = "model.moe.bias_update_rate", "train.lora.rank=2"
+    with pytest.raises(UserError, match=r"bias_update_rate null .*\n.* has biases of experts; leave it out"):
+        loaded(tmp_path, f"{rate}=null", spec=BALANCED)
+    for spec, value, resumed in ((MIXTURE, 0, False), (MIXTURE, 0.1, True), (BALANCED, "null", False)):
+        with pytest.raises(UserError, match=r"1 mistake\n.*bias_update_rate .* does not go with train.lora"):
+            loaded(tmp_path, f"{rate}={value}", lora, spec=spec, resumed=resumed)
+    assert loaded(tmp_path, lora, spec=BALANCED).config.model.moe.bias_update_rate == 0.01
 
 
 @pytest.mark.parametrize("given", ["data.sequence_length=65", "model.max_position_embeddings=65"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from llmkit.parity.run import VALUES, make_engine, make_plan
 from llmkit.parity.subjects import LENGTH, MODELS, ROWS, RandomWeights, count_targets, global_batch, share
 from tests.parity.launched import mesh_maker
 
-SHAPE = MODELS["two-experts"]
+_FORM = MODELS["two-experts"]
+SHAPE = replace(_FORM, moe=_FORM.moe.model_copy(update={"bias_update_rate": 0.02}))
+"""Its biases move after each step, so that they are in checkpoints and in the complete models."""
 STEPS = 2
 """Under each layout."""
 LAYOUTS: list[dict[str, Any]] = [
