@@ -43,6 +43,7 @@ def table_rows(page: str) -> list[list[str]]:
     return [row for row in rows if row[0] in CONTENDERS]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("short")
 def test_a_toy_run_fills_the_page_and_is_not_made_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -119,6 +120,7 @@ def test_nothing_begins_that_does_not_fit_into_the_time(
     assert "does not fit into the rest of --budget-minutes" in capsys.readouterr().err
 
 
+@pytest.mark.exhaustive
 def test_results_of_other_settings_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

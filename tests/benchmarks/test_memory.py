@@ -40,6 +40,7 @@ def test_a_storage_that_several_tensors_share_counts_once():
     del views
 
 
+@pytest.mark.exhaustive
 def test_a_launch_counts_about_what_the_theory_says_and_zero_3_less_than_ddp(tmp_path, capsys):
     arguments = ["--stages", "0", "3", "--tensor-sizes", "1", "--hidden", "128", "--layers", "2"]
     assert memory.main([*arguments, "--out", str(tmp_path)]) == 0
