@@ -96,8 +96,12 @@ class NativeEngine:
         groups = groups_of(parts, optimizer, model.hidden_matrices())
         self.summed = {name: along.summed for name, along in self.placements.items()}
         several = {dims for dims in self.summed.values() if self.mesh[dims].size > 1}
-        self.alone = {name for name, dims in self.summed.items() if dims not in several}
-        """Parameters whose gradient is complete on this rank."""
+        self.alone = {
+            name
+            for name, dims in self.summed.items()
+            if dims not in several and "expert" not in self.placements[name].sharded
+        }
+        """Parameters whose gradient this rank computes by itself, of its own tokens, and sends to nobody."""
         share = zero_stage == 1
         self.partitioned = {
             name: dims if share and dims in several else () for name, dims in self.summed.items()
@@ -112,8 +116,8 @@ class NativeEngine:
         if len(parts_of_masters) > 1:
             self.masters = SeveralMasters(parts_of_masters)
         self.own_gradients = OwnGradients(self.mesh)
-        for part in parts_of_masters:
-            if part.buckets is not None:
+        for dims, part in zip(_by(self.summed, trained), parts_of_masters, strict=True):
+            if part.buckets is not None and "expert_data" not in dims:  # see `OwnGradients`
                 part.buckets.before_sending = self.own_gradients.add
         self.frozen = {name: weight for name, weight in self.weights.items() if name not in trained}
         for weight in self.frozen.values():
@@ -201,7 +205,7 @@ class NativeEngine:
 
     def _where(self, name: str) -> tuple[tuple[str, ...], bool]:
         """Mesh dimensions along which ranks hold different elements of a parameter's gradient, and whether
-        nobody else has computed a part of it."""
+        it is of this rank's own tokens alone (`alone`)."""
         dims = {*self.placements[name].sharded, *self.partitioned[name]}
         return tuple(sorted(dims)), name in self.alone
 
@@ -231,8 +235,9 @@ class NativeEngine:
     def evaluate(self, batches: Iterable[Batch], observe: Observer = ignore) -> LossSum:
         """See `Engine.evaluate`.
 
-        The forward pass is the one of training, gradients enabled: torch.compile then has no second
-        graph to build, and what it keeps for a backward pass is freed at once.
+        The forward pass is the one of training, gradients enabled: torch.compile then has no second graph to
+        build (but of experts with a capacity, which hold in training alone), and what it keeps for a backward
+        pass is freed at once.
         """
         return evaluate_rows(
             self.model,

@@ -1,6 +1,8 @@
 """The size of the gradient that each rank has computed by itself, before it is summed over the ranks.
 
-After the sum a NaN of one rank is on all of them, and nobody could tell whose it was.
+After the sum a NaN of one rank is on all of them, and nobody could tell whose it was. Experts that are dealt
+out (expert parallelism) compute with the tokens of other ranks, too, so that a NaN in their gradients says
+nothing of the rank that holds them: the native engine leaves them out.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from llmkit.batch import Batch
@@ -17,6 +18,7 @@ from llmkit.config.mistakes import listed
 from llmkit.engine.fingerprint import Fingerprint
 from llmkit.errors import DisagreementError
 from llmkit.loop.ranks import hosts_of, named_ranks
+from llmkit.parallel.mesh import Mesh
 
 if TYPE_CHECKING:
     from llmkit.loop.trainer import Trainer
@@ -87,18 +89,31 @@ def repeat(t: Trainer, batch: Batch, reason: str, seed: Callable[[], None]) -> N
         if differ:
             t.note_once("kernels here are not deterministic: such checks find differences beyond rounding")
         return
-    ranks, names = list(found), list(dict.fromkeys(name for each in found.values() for name in each))
-    hosts = hosts_of(ranks, t.hosts)
+    names = list(dict.fromkeys(name for each in found.values() for name in each))
+    ranks, alone = with_peers(list(found), t.mesh), t.mesh["expert"].size == 1
+    hosts = hosts_of(ranks, t.hosts) if alone else []
     t.events.record(
         "computation_differs", step=step, ranks=ranks, hosts=hosts, tensors=names[:SHOWN], reason=reason
     )
-    who = named_ranks(ranks, t.hosts, SHOWN)
+    who, without = named_ranks(ranks, t.hosts, SHOWN), ", best without that node"
+    if not alone:
+        who, without = f"one of the processes that share experts, {who},", ""
     raise DisagreementError(
         f"step {step}: {who} computed the same micro-batch again with another result "
         f"({listed(names, SHOWN)}): a faulty device or memory. Nothing since the newest checkpoint is saved; "
-        "the same command goes on from there, best without that node (llmkit doctor checks nodes)",
+        f"the same command goes on from there{without} (llmkit doctor checks nodes)",
         hosts,
     )
+
+
+def with_peers(ranks: Sequence[int], mesh: Mesh) -> list[int]:
+    """These ranks and all that experts are dealt out over with one of them: within a pass they send each
+    other tokens, and with them any error, so that it cannot be told whose it is."""
+    if mesh["expert"].size == 1:
+        return list(ranks)
+    groups = [replace(mesh, rank=rank)["expert_data"].rank for rank in range(mesh.world_size)]
+    found = {groups[rank] for rank in ranks}
+    return [rank for rank, group in enumerate(groups) if group in found]
 
 
 def _gathered(t: Trainer, wrong: list[str]) -> list[list[str]]:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 
+from llmkit.config.optimizer_section import Optimizer
+from llmkit.engine.native import NativeEngine
 from llmkit.engine.own_gradients import OwnGradients
-from llmkit.parallel.mesh import Mesh
+from llmkit.model.gpt import GPT
+from llmkit.parallel.mesh import ExpertParallel, Mesh
+from llmkit.parity.subjects import MODELS
+from llmkit.precision import PRECISIONS
 
 
 def test_the_squares_of_all_gradients_stand_in_the_place_of_the_rank() -> None:
@@ -31,3 +37,21 @@ def test_one_rank_has_nobody_to_be_told_from() -> None:
     own.watch([weight])
     weight.sum().backward()
     assert own.by_rank() is None
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_experts_that_are_dealt_out_say_nothing_of_the_rank_that_holds_them(world_size: int) -> None:
+    """They compute with others' tokens. Of 2 ranks each expert is on one, of 4 on two."""
+    mesh = Mesh(0, world_size, {"expert": 2})
+    model = GPT(MODELS["two-experts"], experts=ExpertParallel(0, 2))
+    engine = NativeEngine(
+        model, Optimizer(), precision=PRECISIONS["fp32"], gradient_clipping=1.0, mesh=mesh, zero_stage=1
+    )
+    assert not any(".experts." in name for name in engine.alone)
+    watched: dict[bool, bool] = {}
+    for part in engine.masters.parts:  # type: ignore[attr-defined]
+        names = [each.parameter for held in part.held for each in held.fragments]
+        of_experts = all(".experts." in name for name in names)
+        if part.buckets is not None:
+            watched[of_experts] = part.buckets.before_sending == engine.own_gradients.add
+    assert watched == ({False: True} if world_size == 2 else {False: True, True: False})

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from llmkit.engine.fingerprint import Fingerprint
+from llmkit.errors import DisagreementError
 from llmkit.loop.repeat import distances, repeat, suspects
+from llmkit.parallel.mesh import Mesh
 
 
 def of(bits: int, projection: float, norm: float = 1.0) -> Fingerprint:
@@ -75,3 +78,32 @@ def test_each_pass_is_a_sign_of_life_as_a_step_with_three_more_lasts_longer_than
         repeat(t, SimpleNamespace(), "faults.repeat_every", lambda: None)  # type: ignore[arg-type]
     assert twice.done == ["alive", "pass"] * 2 + ["alive"]
     assert thrice.done == ["alive", "pass"] * 3 + ["alive"]
+
+
+@dataclass(frozen=True)
+class FoundBySecond(Mesh):
+    """Four ranks, of which the second one has not agreed with itself."""
+
+    def all_gather_text(self, text: str) -> list[str]:
+        return ["[]", '["w"]', "[]", "[]"]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "ranks", "hosts", "said"),
+    [
+        ({}, [1], ["b"], r"5: rank 1 \(b\) computed .* best without that node"),
+        ({"expert": 2}, [0, 1], [], r"processes that share experts, rank 0 \(a\) and rank 1 \(b\),"),
+        ({"expert": 2, "tensor": 2}, [0, 1, 2, 3], [], r"experts, rank 0 \(a\), rank 1 \(b\), rank 2 "),
+    ],
+)
+def test_ranks_that_send_each_other_tokens_are_named_together_and_no_host(
+    sizes: dict[str, int], ranks: list[int], hosts: list[str], said: str
+) -> None:
+    t: Any = Passes([1, 1])
+    t.mesh, t.hosts, recorded = FoundBySecond(0, 4, sizes), ["a", "b", "c", "d"], list[dict[str, Any]]()
+    t.events = SimpleNamespace(record=lambda name, **fields: recorded.append(fields))
+    batch: Any = SimpleNamespace()
+    with pytest.raises(DisagreementError, match=said) as error:
+        repeat(t, batch, "spike", lambda: None)
+    assert list(error.value.hosts) == hosts
+    assert (recorded[0]["ranks"], recorded[0]["hosts"]) == (ranks, hosts)
