@@ -22,7 +22,7 @@ def add_import_command(commands: Commands) -> None:
         help="make a mixture of so many experts, copies of the MLP; HF_DIR may also be a run or a checkpoint",
     )  # fmt: skip
     parser.add_argument(
-        "--experts-per-token", type=_experts, metavar="N", help="with --upcycle: default 2"
+        "--experts-per-token", type=_experts, metavar="N", help="with --upcycle: default 2, or 1 of 1"
     )
     parser.set_defaults(command=_import, parser=parser)
 
@@ -55,7 +55,7 @@ def _import(options: argparse.Namespace, started: float) -> int:
 
     if options.experts_per_token and not options.upcycle:
         raise UserError("import: --experts-per-token is for --upcycle; leave it out")
-    per_token = options.experts_per_token or 2
+    per_token = options.experts_per_token or min(2, options.upcycle or 2)
     return import_command(Path(options.source), Path(options.out), options.upcycle, per_token)
 
 

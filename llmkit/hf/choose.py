@@ -78,13 +78,21 @@ def architecture_for(shape: ModelShape, tokenizer: Mapping[str, Any] | None = No
         found.sort(key=lambda pair: not pair[1].takes_tokenizer(tokenizer))
     missing, nearest = min(found, key=lambda pair: len(pair[0]))
     if missing:
-        settings = ", ".join(f"model.{name} = {getattr(shape, name)}" for name in missing)
+        settings = ", ".join(_shown(name, shape) for name in missing)
         raise UserError(
             f"no class of transformers computes what this model does: {nearest.class_name}, the nearest, "
             f"cannot express {settings}. Its checkpoints are of use to llmkit alone; to train a model "
             "that can be exported, start from a file in configs/models, or configs/demo-llama.yaml"
         )
     return nearest
+
+
+def _shown(name: str, shape: ModelShape) -> str:
+    """A field that cannot be expressed, in a message."""
+    rate = shape.moe.bias_update_rate
+    if name == "moe" and rate is not None:
+        return f"model.moe.bias_update_rate = {rate} (no class has biases of experts)"
+    return f"model.{name} = {getattr(shape, name)}"
 
 
 def differences(architecture: Architecture, shape: ModelShape) -> list[str]:

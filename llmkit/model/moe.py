@@ -36,6 +36,9 @@ from llmkit.parallel.mesh import ALL_EXPERTS, ExpertParallel, TensorParallel
 from llmkit.parallel.placement import of_experts, place
 from llmkit.parallel.slices import Box, ParameterSlice, full_slice
 
+LEAST = 1e-20
+"""Scores are divided by their sum, or by this where it is smaller: all of a token may round to 0."""
+
 
 class Routing(NamedTuple):
     """Where the tokens go. weights: (batch, seq, k) fp32; experts: (batch, seq, k) int64, of all tokens of
@@ -113,14 +116,14 @@ class Router(Layer):
             values = probabilities = scores.softmax(-1)
         else:
             values = scores.sigmoid()
-            probabilities = values / values.sum(-1, keepdim=True)
+            probabilities = values / values.sum(-1, keepdim=True).clamp_min(LEAST)
         if self.bias is None:
             chosen, experts = values.topk(self.settings.num_experts_per_tok, dim=-1)
         else:
             experts = (values.detach() + self.bias).topk(self.settings.num_experts_per_tok, dim=-1)[1]
             chosen = values.gather(-1, experts)
         if self.settings.norm_topk_prob:
-            chosen = chosen / chosen.sum(-1, keepdim=True)
+            chosen = chosen / chosen.sum(-1, keepdim=True).clamp_min(LEAST)
         return probabilities, chosen, experts
 
     def _losses(

@@ -49,6 +49,8 @@ def test_a_mixture_of_copies_computes_what_the_dense_model_does(dense: Path, cap
     routers = [weights.read(f"blocks.{layer}.mlp.router.weight", ((0, 5), (0, 2))) for layer in (0, 1)]
     assert not torch.equal(*routers) and all(0.0 < float(each.std()) < 0.1 for each in routers)
     assert sum(EXPERTS in name for name in weights.names()) == shape.num_hidden_layers * 5 * 3
+    assert main(["import", "dense", "single", "--upcycle", "1"]) == 0
+    assert "upcycled to 1 experts, 1 for a token" in capsys.readouterr().out
 
 
 def test_what_cannot_be_upcycled_is_refused(dense: Path, capsys) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -71,3 +72,6 @@ def test_a_mixture_that_no_class_has_is_refused_by_the_name_of_the_setting():
     shape = ModelShape.from_dict({**shape.to_dict(), "moe": {**shape.moe.model_dump(), "router": "sigmoid"}})
     with pytest.raises(UserError, match=r"cannot express model\.moe = "):
         architecture_for(shape)
+    biased = replace(read(MIXTRAL), moe=read(MIXTRAL).moe.model_copy(update={"bias_update_rate": 0.0}))
+    with pytest.raises(UserError, match=r"express model\.moe\.bias_update_rate = 0\.0 \(no class has biases"):
+        architecture_for(biased)

@@ -68,3 +68,14 @@ def test_routing_is_on_record_and_biases_go_on_where_they_were(project: Path) ->
     adapters = load_checkpoint(Path("runs/adapted/checkpoints/step-00000002")).names("master")
     assert adapters and all(".attention." in name or ".blocks.0." in f".{name}" for name in adapters)
     assert "router_entropy" in rows(Path("runs/adapted"))[0]
+
+
+def test_a_mixture_without_biases_is_balanced_by_them_from_its_weights_on(project: Path) -> None:
+    assert fit("run.name=plain", "train.max_steps=2", "model.moe.bias_update_rate=null") == 0
+    assert BIAS not in load_checkpoint(Path("runs/plain/checkpoints/step-00000002")).names("master")
+    weights = ("train.init_from=runs/plain", "data.tokenizer={type: init_from}")
+    otherwise = ("model.moe.router_aux_loss_coef=0", "model.moe.capacity_factor=null")
+    assert fit("run.name=balanced", "train.max_steps=3", *weights, *otherwise) == 0
+    moved = bias("balanced", 3) / 0.03
+    assert torch.allclose(moved, moved.round(), atol=1e-3) and 1 <= moved.abs().max() <= 3
+    assert not any(row.get("expert_dropped") for row in rows(Path("runs/balanced")))

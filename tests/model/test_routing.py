@@ -107,6 +107,22 @@ def test_biases_choose_experts_and_weigh_none():
             assert torch.allclose(routing.weights[row, token], value[best] / value[best].sum())
 
 
+@pytest.mark.parametrize("router", ["sigmoid", "softmax"])
+def test_scores_that_all_round_to_zero_give_finite_weights_and_gradients(router):
+    of = shape(bias_update_rate=0.1, router=router)
+    module = mixture(of)
+    module.router.bias.copy_(torch.tensor([0.0, 3.0, 3.0, 0.0, 0.0]))
+    module.router.weight.data[:] = -1.0
+    if router == "softmax":
+        module.router.weight.data[0] = 1.0  # which no bias chooses, and beside which the others are 0
+    x = torch.full((1, 2, of.hidden_size), 200.0, requires_grad=True)
+    routing = module.router(x)
+    assert sorted(routing.experts[0, 0].tolist()) == [1, 2]
+    (routing.weights.sum() + routing.report.sum()).backward()
+    assert routing.weights.isfinite().all() and routing.report.isfinite().all()
+    assert x.grad.isfinite().all() and module.router.weight.grad.isfinite().all()
+
+
 def test_biases_keep_their_numbers_whatever_the_type_of_the_weights():
     module = mixture(shape(bias_update_rate=0.1))
     module.router.bias.fill_(1.001)
