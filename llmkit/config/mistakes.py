@@ -25,8 +25,12 @@ _SECRET_KEY = re.compile(
     r"(^|[_-])(api|access|auth|private|secret|wandb|hf|hub|huggingface|github)[_-]?(key|token)$"
     r"|^(key|token)$|(^|[_-])(secret|password|passwd|credentials?)$|apikey"
 )
-SECRET_VALUE = re.compile(r"[0-9a-f]{40}|(hf_|sk-|wandb_|ghp_|local-)[A-Za-z0-9_-]{12,}", re.IGNORECASE)
-"""What looks like a key of W&B, Hugging Face and others."""
+SECRET_VALUE = re.compile(
+    r"[0-9a-f]{40}|(hf_|sk-|wandb_|gh[opusr]_|github_pat_|glpat-|xox[abp]-|local-)[A-Za-z0-9_-]{12,}"
+    r"|(?-i:(AKIA|ASIA)[0-9A-Z]{16}|eyJ[A-Za-z0-9_-]{12,}(\.[A-Za-z0-9_-]*)*)",
+    re.IGNORECASE,
+)
+"""What looks like a key of W&B, Hugging Face, GitHub, GitLab, Slack, AWS, or a JSON web token."""
 
 _URL = re.compile(r"(?<=[a-z0-9+.-])://(?P<host>[^/?#]*)[^?#]*(?P<query>.*)", re.IGNORECASE)
 _QUERY_SECRET = re.compile(

@@ -12,7 +12,10 @@ from llmkit.config.mistakes import NOT_SHOWN, SECRET_VALUE, access_in_url, is_se
 SHORTEST = 8
 """Characters of a secret in the environment, at least: shorter ones are words of texts."""
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?P<rest>[^\s\"'<>]+)")
-_WORD = re.compile(r"[A-Za-z0-9_-]{16,}")
+_WORD = re.compile(r"eyJ[A-Za-z0-9_.-]{12,}|[A-Za-z0-9_-]{16,}")
+_SECRET_VARIABLE = re.compile(
+    r"(TOKEN|SECRET|PASSW(OR)?D|PASSPHRASE|CREDENTIALS?|_(KEY|PWD|PASS|JWT))$", re.IGNORECASE
+)
 _HASHES = ("revision", "commit", "digest", "hash", "sha256", "fingerprint")
 """Keys whose value may look like a key of W&B's and is none."""
 
@@ -23,7 +26,11 @@ class Redactor:
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        secrets = {value for name, value in environment.items() if is_secret(name) and len(value) >= SHORTEST}
+        secrets = {
+            value
+            for name, value in environment.items()
+            if is_secret_variable(name) and len(value) >= SHORTEST
+        }
         self._secrets = sorted(secrets, key=len, reverse=True)
         self._names: dict[str, str] = {}
 
@@ -54,6 +61,11 @@ class Redactor:
         if isinstance(value, list | tuple):
             return [self.value(item) for item in value]
         return value
+
+
+def is_secret_variable(name: str) -> bool:
+    """Whether the name of an environment variable marks its value as a secret: PGPASSWORD, S3_KEY."""
+    return is_secret(name) or _SECRET_VARIABLE.search(name) is not None
 
 
 def without_access(error: BaseException) -> str:

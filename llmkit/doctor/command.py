@@ -20,7 +20,7 @@ from llmkit.doctor.findings import Report
 from llmkit.doctor.meeting import follow
 from llmkit.doctor.node import compared, meeting_of, read_reports, write_report
 from llmkit.doctor.participant import Participant
-from llmkit.doctor.problem_report import problem_report
+from llmkit.doctor.problem_report import check_run_folder, problem_report
 from llmkit.doctor.scope import Scope, folder_of_runs
 from llmkit.doctor.step import Step, step_of
 from llmkit.doctor.supervise import run_checks
@@ -60,6 +60,8 @@ def _command(options: argparse.Namespace, environment: Mapping[str, str]) -> int
         raise UserError("doctor: --node needs --into FOLDER, which all nodes share")
     if options.report is not None and (options.node or options.table or options.json):
         raise UserError("doctor: --report is a page of this machine: without --node, --table, --json")
+    if options.report:
+        check_run_folder(Path(options.report))  # before the checks, which take up to a minute
     if options.table:
         folder = Path(options.table)
         names = hostnames(environment.get("SLURM_JOB_NODELIST", "")) if options.nodes else ()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from llmkit.config.mistakes import printable
-from llmkit.config.redaction import Redactor
+from llmkit.config.mistakes import NOT_SHOWN, is_secret, printable
+from llmkit.config.redaction import Redactor, is_secret_variable
 from llmkit.doctor.findings import Report
 from llmkit.doctor.table import machine_lines
 from llmkit.errors import UserError
@@ -22,6 +23,18 @@ LINES = {"events.jsonl": 40, "metrics.jsonl": 5}
 WHOLE = ("config.yaml", "manifest.json")
 NEWEST = {"logs": 40, "logs/stacks-*": 200}
 """Folders of a run, the newest file of which is shown, by its last lines."""
+_AUTHORIZATION = re.compile(r"\b(bearer|basic)\s+\S+", re.IGNORECASE)
+_NAMED = re.compile(
+    r"""(?P<name>[A-Za-z_][\w.-]*)(?P<between>\\?["']?\s*[:=]\s*)"""
+    r"""(?P<value>"(?:[^"\\]|\\.)*"?|'[^']*'?|[^\s,;}\]&"'][^,;}\]&]*)"""
+)
+"""`name: value`, `name=value`, `"name": "value"`; a value without quotes goes on to the next comma."""
+
+
+def check_run_folder(run: Path) -> None:
+    """Raises UserError where it is none."""
+    if not (run / CONFIGS).is_dir() and not (run / "config.yaml").exists():
+        raise UserError(f"doctor: {run} is no run folder: it has no config.yaml; name one, such as runs/demo")
 
 
 def problem_report(report: Report, run: Path | None, environment: Mapping[str, str]) -> Iterator[str]:
@@ -34,8 +47,7 @@ def problem_report(report: Report, run: Path | None, environment: Mapping[str, s
     yield from _block("The machine: `llmkit doctor`", machine_lines(report))
     if run is None:
         return
-    if not (run / CONFIGS).is_dir() and not (run / "config.yaml").exists():
-        raise UserError(f"doctor: {run} is no run folder: it has no config.yaml; name one, such as runs/demo")
+    check_run_folder(run)
     redactor = Redactor(environment)
     for name in WHOLE:
         yield from _block(f"`{name}`", _last_lines(run / name, redactor))
@@ -79,4 +91,18 @@ def _last_lines(file: Path, redactor: Redactor, count: int | None = None) -> Ite
     if cut or (count is not None and len(lines) > count):
         yield "[...]"
     for line in lines if count is None else lines[-count:]:
-        yield printable(redactor.text(line), LONGEST)
+        yield printable(_without_named(redactor.text(line)), LONGEST)
+
+
+def _without_named(line: str) -> str:
+    """A line of any text without the values that a name before them marks as secrets."""
+
+    def shown(found: re.Match[str]) -> str:
+        name, value = found["name"], found["value"]
+        secret = is_secret(name) or name.lower().endswith("authorization")
+        if not secret and not (name.isupper() and is_secret_variable(name)):
+            return found[0]
+        quote = value[0] if value[0] in "\"'" else ""
+        return f"{name}{found['between']}{quote}{NOT_SHOWN}{quote}"
+
+    return _NAMED.sub(shown, _AUTHORIZATION.sub(rf"\1 {NOT_SHOWN}", line))

@@ -51,6 +51,35 @@ def test_of_a_long_file_its_end_is_read(run: Path, monkeypatch: pytest.MonkeyPat
     assert '[...]\n{"step": 99, "loss": 2.0}\n{"step": 100, "loss": 2.0}\n````' in page
 
 
+def test_no_secret_of_the_environment_or_in_a_line_is_left(run: Path) -> None:
+    environment = {
+        "AWS_SESSION_TOKEN": "session-value-1", "GITLAB_TOKEN": "gitlab-value-2", "PGPASSWORD": "postgres-3",
+        "S3_KEY": "storage-value-4", "PWD": "/home/ann", "OLDPWD": "/home/bob/x",
+    }  # fmt: skip
+    web_token = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.c2lnbmF0dXJl"
+    keys = [
+        web_token, "AKIAIOSFODNN7EXAMPLE", "ASIAIOSFODNN7EXAMPLE", "github_pat_11ABCDEFG0aBcDeFgHiJ",
+        "glpat-aBcDeFgHiJkLmNoPqRsT", "gho_aBcDeFgHiJkLmNoP", "xoxb-123456789012-abcdef",
+    ]  # fmt: skip
+    lines = [
+        *(f"got {value} here" for value in environment.values()), *(f"with {key}." for key in keys),
+        "api_key: plainsecretvalue, step 7", f"Authorization: Bearer {web_token}",
+        "authorization = Basic dXNlcjpwYXNz", '{"password": "plain, \\"secretvalue", "loss": 2.5}',
+        "MY_PWD=plainsecretvalue", "loss_per_token: 2.25", "in /home/ann and /home/bob/x",
+    ]  # fmt: skip
+    (run / "logs/rank-0.txt").write_text("\n".join(lines))
+    page = "\n".join(problem_report(MACHINE, run, environment))
+    secrets = [value for name, value in environment.items() if not name.endswith("PWD")]
+    secrets += [*keys, "secretvalue", "dXNlcjpwYXNz", "c2lnbmF0dXJl", "EXAMPLE"]
+    assert not [secret for secret in secrets if secret in page]
+    assert "in /home/ann and /home/bob/x" in page and "loss_per_token: 2.25" in page
+    for shown in (
+        "api_key: ... (not shown), step 7", '{"password": "... (not shown)", "loss": 2.5}',
+        "MY_PWD=... (not shown)", "Authorization: ... (not shown)",
+    ):  # fmt: skip
+        assert shown in page
+
+
 def test_what_is_missing_is_said(run: Path) -> None:
     (run / "metrics.jsonl").unlink()
     assert "(cannot be read: No such file or directory)" in "\n".join(problem_report(MACHINE, run, {}))
@@ -61,9 +90,15 @@ def test_another_folder_is_refused(tmp_path: Path) -> None:
         list(problem_report(MACHINE, tmp_path, {}))
 
 
-def test_it_is_a_page_of_this_machine_alone(capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_is_a_page_of_this_machine_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert main(["doctor", "--report", "--json"]) == 2
     assert "--report is a page of this machine" in capsys.readouterr().err
+    with monkeypatch.context() as before:
+        before.setattr("llmkit.doctor.command.run_checks", lambda *given: pytest.fail("checked first"))
+        assert main(["doctor", "--report", "nowhere"]) == 2
+    assert "nowhere is no run folder" in capsys.readouterr().err
     assert main(["doctor", "--report", "--seconds", "600"]) in (0, 1)
     page = capsys.readouterr().out
     assert page.startswith("# llmkit on ") and "torch" in page
