@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from math import lcm
 
+from llmkit.config.check_activations import activation_remarks
 from llmkit.config.check_preference import preference_remarks
 from llmkit.config.context import context_remarks
 from llmkit.config.derive import size_of
@@ -76,6 +77,7 @@ def remarks(s: Settings, layers: Layers) -> Iterator[str]:
     yield from preference_remarks(s)
     yield from checkpoint_remarks(s)
     yield from context_remarks(s)
+    yield from activation_remarks(s)
     if s.config.train.max_steps is not None:
         yield from length_remarks(s, s.config.train.max_steps)
 

@@ -33,6 +33,32 @@ def test_what_does_not_go_together_is_named(
     assert says in refused(base, *overrides)
 
 
+CONTEXT = ["parallel.context_parallel_size=2", "parallel.zero_stage=3"]
+
+
+def test_ranks_with_other_numbers_of_tiles_are_refused_at_stage_3(
+    base: str, write: Write, refused: Write
+) -> None:
+    uneven = [*CONTEXT, "data.sequence_length=257", TILE]  # pieces of 129 and 128
+    assert "into 2 tiles on some ranks and 3 on others" in refused(base, *uneven)
+    for allowed in ("parallel.zero_stage=2", "kernels.mlp_tile=100", "data.sequence_length=258"):
+        load(write(), [*uneven, allowed])
+
+
+def test_many_tiles_in_bf16_are_noted(write: Write) -> None:
+    length, bf16 = "data.sequence_length=800", "train.precision=bf16"
+
+    def notes(*overrides: str) -> list[str]:
+        loaded = load(write(), [length, *overrides])
+        return [each for each in loaded.remarks if "summed in bf16" in each]
+
+    (note,) = notes(bf16, "kernels.mlp_tile=20")
+    assert "makes 40 tiles" in note and "A tile of 50 or more" in note
+    assert not notes(bf16, "kernels.mlp_tile=50") and not notes("train.precision=fp32", "kernels.mlp_tile=20")
+    assert notes(bf16, "kernels.mlp_tile=20", CONTEXT[0])
+    assert not notes(bf16, "kernels.mlp_tile=25", CONTEXT[0])
+
+
 def test_the_host_is_another_memory_on_a_gpu_alone(write: Write) -> None:
     loaded = load(write(), [TILE, OFFLOAD, FULL])
     facts = {"cpu": DeviceFacts(), "cuda": DeviceFacts("cuda", True, 2**36, capability=(9, 0), triton=True)}
