@@ -12,7 +12,7 @@ import difflib
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NoReturn, TypeAlias
 
 from llmkit.command_examples import HEADINGS, example_text
@@ -26,8 +26,8 @@ Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"
 class CommandParser(argparse.ArgumentParser):
     """A parser whose help has defaults and examples, and whose errors say what was probably meant.
 
-    Without arguments, a command that has commands below it shows its help. Where a command takes settings,
-    they may be written as options, too (`settings_as_overrides`).
+    Without arguments, the program shows its help, and a command that has commands below it ends with it and
+    code 2. Where a command takes settings, they may be written as options, too (`settings_as_overrides`).
     """
 
     helps_when_alone = True
@@ -43,11 +43,13 @@ class CommandParser(argparse.ArgumentParser):
         """As argparse's own; without arguments, shows the help of a command that has others below it."""
         args = sys.argv[1:] if args is None else list(args)
         if not args and self._subparsers is not None and self.helps_when_alone:
-            self.print_help()
-            self.exit()
+            program = " " not in self.prog
+            self.print_help(None if program else sys.stderr)
+            self.exit(0 if program else 2)
         if any(action.dest == "overrides" for action in self._actions):
             try:
-                args = settings_as_overrides(args)
+                valued = {name for own in self._actions if own.nargs is None for name in own.option_strings}
+                args = settings_as_overrides(args, valued)
             except ValueError as fault:
                 self.error(str(fault))
         return super().parse_known_args(args, namespace)
@@ -126,16 +128,24 @@ _SETTING = re.compile(
 )
 
 
-def settings_as_overrides(arguments: Sequence[str]) -> list[str]:
+def settings_as_overrides(arguments: Sequence[str], valued: Collection[str] = ()) -> list[str]:
     """Arguments with `--section.key value` and `--section.key=value` as `section.key=value`.
 
-    No option has a dot or a bracket in its name. Raises ValueError where the value is missing.
+    Those before the first argument that is no option, which is CONFIG, come behind it. No option has a dot or
+    a bracket in its name. valued: the options whose value is the next argument. Raises ValueError where the
+    value of a setting is missing.
     """
-    found, left = list[str](), iter(arguments)
+    found, early, left = list[str](), list[str](), iter(arguments)
+    config_came = False
     for argument in left:
         setting = _SETTING.fullmatch(argument)
         if setting is None:
             found.append(argument)
+            if argument in valued:
+                found += [text for text in [next(left, None)] if text is not None]
+            elif not argument.startswith("-") and not config_came:
+                found += early
+                config_came = True
             continue
         value = setting["value"]
         if value is None:
@@ -143,8 +153,8 @@ def settings_as_overrides(arguments: Sequence[str]) -> list[str]:
             if text is None or text.startswith("--") or re.match(r"[A-Za-z_]\w*[.\[][^=]*=", text):
                 raise ValueError(f"{argument} has no value; write {setting['key']}=VALUE")
             value = f"={text}"
-        found.append(setting["key"] + value)
-    return found
+        (found if config_came else early).append(setting["key"] + value)
+    return found if config_came else found + early
 
 
 def count(text: str, least: int = 0, most: int = 2**63 - 1) -> int:

@@ -27,7 +27,7 @@ def shell_code(shell: str) -> str:
     """What a shell must run for `llmkit` to be completed in it."""
     from argcomplete import shellcode
 
-    return str(shellcode(["llmkit"], shell=shell)).strip() + "\n"
+    return str(shellcode(["llmkit"], True, shell)).strip() + "\n"
 
 
 def offer(parser: argparse.ArgumentParser) -> None:

@@ -85,8 +85,11 @@ def test_settings_may_be_written_as_options(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     given = ["--run.seed=7", "--train.max_steps", "9", "--data.sources[0].weight", "2"]
     assert main(["config", "tiny.yaml", *given]) == 0
-    shown = [line.split()[:2] for line in capsys.readouterr().out.splitlines() if "# command line" in line]
+    printed = capsys.readouterr().out
+    shown = [line.split()[:2] for line in printed.splitlines() if "# command line" in line]
     assert shown == [["seed:", "7"], ["weight:", "2.0"], ["max_steps:", "9"]]
+    assert main(["config", *given, "tiny.yaml"]) == 0
+    assert capsys.readouterr().out == printed
 
 
 @pytest.mark.parametrize("arguments", [[], ["data"], ["checkpoint"]])
@@ -94,8 +97,9 @@ def test_a_command_alone_that_has_commands_below_it_shows_its_help(arguments, ca
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     shown, wrong = capsys.readouterr()
-    assert (stop.value.code, wrong) == (0, "")
-    assert shown.startswith("usage: llmkit") and ("train" if not arguments else "verify") in shown
+    assert (stop.value.code, wrong if not arguments else shown) == (2 if arguments else 0, "")
+    text = shown + wrong
+    assert text.startswith("usage: llmkit") and ("train" if not arguments else "verify") in text
 
 
 def test_config_finds_what_tensor_parallelism_does_not_divide(project, capsys):

@@ -6,7 +6,7 @@ import argparse
 
 import pytest
 
-from llmkit.command_line import CommandParser, add_run, count, positive, unicode_text
+from llmkit.command_line import CommandParser, add_run, count, positive, settings_as_overrides, unicode_text
 from llmkit.errors import UserError
 
 
@@ -43,3 +43,17 @@ def test_a_choice_that_was_probably_meant_is_named(capsys):
     with pytest.raises(SystemExit):
         parser.parse_args(["runs/demo", "--precision", "fp23"])
     assert "did you mean fp32?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("--run.seed 5 c.yaml", "c.yaml run.seed=5"),
+        ("--run.seed=5 --fresh --a.b=x c.yaml c.d=1 --e.f=2", "--fresh c.yaml run.seed=5 a.b=x c.d=1 e.f=2"),
+        ("--from runs/x --run.seed=5 c.yaml", "--from runs/x c.yaml run.seed=5"),
+        ("--from=runs/x --run.seed=5 c.yaml --from y", "--from=runs/x c.yaml run.seed=5 --from y"),
+        ("--run.seed=5 --from", "--from run.seed=5"),
+    ],
+)
+def test_settings_before_the_configuration_come_behind_it(given, found):
+    assert settings_as_overrides(given.split(), {"--from"}) == found.split()

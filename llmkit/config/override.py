@@ -86,6 +86,9 @@ def joined(words: Sequence[str]) -> Iterator[tuple[str, str]]:
     while left:
         word = left.pop(0)
         named = None if re.search(r"=.", word, re.DOTALL) else _NAMED.fullmatch(word)
+        if word.endswith(_CONFIGURATIONS) and named is not None and not named["value"]:
+            yield word, ""  # a second file, such as data.yaml
+            continue
         if named is None or re.split(r"[.\[]", word)[0] not in Config.model_fields:
             yield word, ""
             continue

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from llmkit.config.context import context_form
 from llmkit.config.load import Loaded
 from llmkit.config.model_section import Model
 from llmkit.config.schema import Config
@@ -72,7 +73,10 @@ def _sequence_parallel(config: Config, fleet: Fleet, chosen: Chosen) -> list[boo
     """With tensor parallelism wherever rows can be cut: it sends as much and keeps less."""
     size = chosen["parallel.tensor_parallel_size"]
     pieces = chosen["parallel.context_parallel_size"]
-    if config.parallel.context_parallel_form == "ring":
+    parallel = config.parallel.model_copy(
+        update={"tensor_parallel_size": size, "context_parallel_size": pieces}
+    )
+    if pieces > 1 and context_form(config.model_copy(update={"parallel": parallel})) == "ring":
         pieces *= 2
     return [size > 1 and config.data.sequence_length % (size * pieces) == 0]
 

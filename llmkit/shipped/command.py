@@ -31,10 +31,12 @@ def launch_files_command(folder: Path) -> int:
                 "name a new folder"
             )
         for name in files:
+            if (folder / name).exists():
+                continue  # with the same content, or it is this very file: in a checkout
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(SHIPPED / name, folder / name)
     except OSError as error:
-        raise UserError(f"launch-files: {error.filename or folder}: {error.strerror}") from error
+        raise UserError(f"launch-files: {error.filename or folder}: {error.strerror or error}") from error
     print(f"{folder}: {len(files)} files in {', '.join(f'{name}/' for name in FOLDERS)}")
     return 0
 

@@ -72,6 +72,12 @@ def test_a_setting_that_is_written_otherwise_is_answered_with_the_right_form(
     assert "1 mistake\n" in message and message.endswith(f"write {form}")
 
 
+@pytest.mark.parametrize("name", ["data.yaml", "model.yml", "configs/data.yaml"])
+def test_a_second_file_is_no_setting_even_if_its_name_begins_as_one(name: str, refused: Refused) -> None:
+    message = refused(NAMED, name, "run.seed=3")
+    assert "more of them are named after `extends:`" in message and "VALUE" not in message
+
+
 def test_what_is_written_right_is_left_alone() -> None:
     words = ["train.max_steps=", "run.name=a b", "data.sources.web.weight=2", "words.of.others", "x"]
     assert list(joined(words)) == [(word, "") for word in words]

@@ -14,6 +14,7 @@ from llmkit.errors import UserError
 from llmkit.estimate.devices import Hardware
 from llmkit.estimate.search import (
     ALIKE,
+    DIMENSIONS,
     MICRO_BATCH,
     PATHS,
     SPARE,
@@ -135,6 +136,18 @@ def test_on_a_cpu_of_unknown_speed_the_plainest_is_best():
     best = search(recipe("gpt2-124m"), ground).fitting[0].plan.layout
     assert not ground.timed
     assert (best.zero_stage, best.tensor_parallel_size, best.activation_checkpointing) == (0, 1, "none")
+
+
+def test_rows_are_cut_twice_as_finely_where_heads_make_the_form_a_ring():
+    """GPT-2 has 12 heads: of the 6 of a rank two ranks get 3 each, four ranks form a ring."""
+    (cut,) = (each for each in DIMENSIONS if each.path == "parallel.sequence_parallel")
+    config = recipe("gpt2-124m", "data.sequence_length=1016").config  # 8 * 127
+
+    def values(context: int) -> list[bool]:
+        chosen = {"parallel.tensor_parallel_size": 2, "parallel.context_parallel_size": context}
+        return list(cut.values(config, on("h100").fleet, chosen))
+
+    assert (values(1), values(2), values(4)) == ([True], [True], [False])
 
 
 def test_ranks_share_rows_that_are_long() -> None:

@@ -45,6 +45,11 @@ def test_files_of_ones_own_are_never_replaced(tmp_path, capsys):
     assert main(["launch-files", str(tmp_path)]) == main(["launch-files", str(tmp_path)]) == 0
 
 
+def test_in_a_checkout_they_are_there_already(capsys):
+    assert main(["launch-files", str(ROOT)]) == 0
+    assert f"{len(list(shipped_files()))} files" in capsys.readouterr().out
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """The names in a wheel of this commit."""
@@ -52,6 +57,8 @@ def wheel(tmp_path_factory):
     ignore = shutil.ignore_patterns("__pycache__")
     for name in ("llmkit", *FOLDERS):
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignore)
+    (source / "configs/__pycache__").mkdir()
+    (source / "configs/__pycache__/passkeys.cpython-311.pyc").write_bytes(b"compiled")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     code = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
@@ -75,3 +82,4 @@ def test_a_wheel_holds_all_of_the_package_and_no_tests(wheel):
     assert {name for name in package if "/shipped/" not in name} <= wheel
     assert {"llmkit/py.typed", "llmkit/cluster/train.sbatch", "llmkit/report/page.html"} <= wheel
     assert not any(name.startswith(("tests/", "configs/", "build/")) for name in wheel)
+    assert not any(name.endswith(".pyc") for name in wheel)

@@ -210,11 +210,14 @@ class _WebFile(RemoteFile):
         session = await self._filesystem.set_session()
         url, headers = self._filesystem.encode_url(self._path), {"Accept-Encoding": "identity"}
         async with session.head(url, headers=headers, allow_redirects=True) as answer:
+            if answer.status in (403, 405, 501):  # parts of it were read, so it is HEAD that is refused
+                failure = f"the server does not tell the file's size (HTTP {answer.status} to HEAD)"
+                raise RequestError(f"{failure}; download the file", final=True)
             if answer.status != 200:
                 raise _refusal(answer.status, answer.reason, answer.headers)
             length = answer.headers.get("Content-Length", "")
             if not length.isdecimal():
-                raise RequestError("the server does not tell the file's size", final=True)
+                raise RequestError("the server does not tell the file's size; download the file", True)
             return int(length)
 
 

@@ -84,6 +84,7 @@ class WebServer(LocalServer):
         self.tag = '"one"'
         self.serves_ranges = True
         self.tells_size = True  # beside a range
+        self.serves_heads = True
         self.keep = 0
         self.trouble: Callable[[int, int, int], str | int | None] = lambda number, start, end: None
         self.ranges: list[tuple[int, int]] = []
@@ -93,6 +94,8 @@ class WebServer(LocalServer):
         content = self.files.get(handler.path.partition("?")[0])
         if content is None:
             return self._status(handler, 404)
+        if handler.command == "HEAD" and not self.serves_heads:
+            return self._status(handler, 405)
         wanted = handler.headers.get("Range")
         if wanted is None or not self.serves_ranges:
             return self._send(handler, 200, content, content, "")

@@ -209,6 +209,12 @@ def test_a_web_server_may_tell_the_size_of_a_file_without_a_range_only(web: Any)
         reader.read_at(1, 9)
 
 
+def test_a_web_server_that_never_tells_the_size_is_named(web: Any) -> None:
+    web.files["/a.jsonl"], web.tells_size, web.serves_heads = b"12345", False, False
+    with pytest.raises((UserError, RunFault), match=r"size \(HTTP 405 to HEAD\); download the file"):
+        list_files(Source(type="jsonl", path=f"{web.url}/a.jsonl"), "p")
+
+
 def test_a_proxy_is_heeded(web: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", web.url)
     web.files["http://nowhere.invalid/a.jsonl"] = b"12345"
