@@ -11,7 +11,7 @@ from llmkit.config.mistakes import NOT_SHOWN, SECRET_VALUE, access_in_url, is_se
 
 SHORTEST = 8
 """Characters of a secret in the environment, at least: shorter ones are words of texts."""
-_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?P<rest>[^\s\"'<>]+)")
+_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]{0,30}://)(?P<rest>[^\s\"'<>]+)")
 _WORD = re.compile(r"eyJ[A-Za-z0-9_.-]{12,}|[A-Za-z0-9_-]{16,}")
 _SECRET_VARIABLE = re.compile(
     r"(TOKEN|SECRET|PASSW(OR)?D|PASSPHRASE|CREDENTIALS?|_(KEY|PWD|PASS|JWT))$", re.IGNORECASE

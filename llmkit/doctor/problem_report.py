@@ -24,11 +24,11 @@ WHOLE = ("config.yaml", "manifest.json")
 NEWEST = {"logs": 40, "logs/stacks-*": 200}
 """Folders of a run, the newest file of which is shown, by its last lines."""
 _AUTHORIZATION = re.compile(r"\b(bearer|basic)\s+\S+", re.IGNORECASE)
-_NAMED = re.compile(
-    r"""(?P<name>[A-Za-z_][\w.-]*)(?P<between>\\?["']?\s*[:=]\s*)"""
-    r"""(?P<value>"(?:[^"\\]|\\.)*"?|'[^']*'?|[^\s,;}\]&"'][^,;}\]&]*)"""
-)
-"""`name: value`, `name=value`, `"name": "value"`; a value without quotes goes on to the next comma."""
+_NAME = re.compile(r"""(?:(?<![\w.\\-])|(?<=\\[ntr]))([A-Za-z_][\w.-]*)\\*["']?\s*[:=]\s*""")
+"""What stands before a value. A name begins where a word does, so that a long line is searched once, or
+behind `\\n`, as JSON writes the end of a line."""
+_VALUE = re.compile(r"""\\*"(?:[^"\\]|\\[^"]|\\"(?!\s*[,}\]]))*|'[^']*|[^\s,;}\]&"'][^,;}\]&]*""")
+"""One without quotes goes on to the next comma."""
 
 
 def check_run_folder(run: Path) -> None:
@@ -96,13 +96,18 @@ def _last_lines(file: Path, redactor: Redactor, count: int | None = None) -> Ite
 
 def _without_named(line: str) -> str:
     """A line of any text without the values that a name before them marks as secrets."""
+    line = _AUTHORIZATION.sub(rf"\1 {NOT_SHOWN}", line)
+    shown, end = list[str](), 0
+    for found in _NAME.finditer(line):
+        value = _VALUE.match(line, found.end()) if _marks_secret(found[1]) else None
+        if value is None or found.start() < end:
+            continue  # or in the value of the name before
+        quote = value[0][0] if value[0][0] in "\"'" else ""
+        shown += [line[end : found.end()], quote, NOT_SHOWN]
+        end = value.end()
+    return "".join([*shown, line[end:]])
 
-    def shown(found: re.Match[str]) -> str:
-        name, value = found["name"], found["value"]
-        secret = is_secret(name) or name.lower().endswith("authorization")
-        if not secret and not (name.isupper() and is_secret_variable(name)):
-            return found[0]
-        quote = value[0] if value[0] in "\"'" else ""
-        return f"{name}{found['between']}{quote}{NOT_SHOWN}{quote}"
 
-    return _NAMED.sub(shown, _AUTHORIZATION.sub(rf"\1 {NOT_SHOWN}", line))
+def _marks_secret(name: str) -> bool:
+    variable = name.isupper() and is_secret_variable(name)
+    return variable or is_secret(name) or name.lower().endswith("authorization")

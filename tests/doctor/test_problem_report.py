@@ -65,6 +65,8 @@ def test_no_secret_of_the_environment_or_in_a_line_is_left(run: Path) -> None:
         *(f"got {value} here" for value in environment.values()), *(f"with {key}." for key in keys),
         "api_key: plainsecretvalue, step 7", f"Authorization: Bearer {web_token}",
         "authorization = Basic dXNlcjpwYXNz", '{"password": "plain, \\"secretvalue", "loss": 2.5}',
+        '{"reason": "a\\npassword=plainsecretvalue"}', "x" * 60_000,
+        '{"text": "{\\\\"api_key\\\\": \\\\"plainsecretvalue\\\\"}", "loss": 3.5}',
         "MY_PWD=plainsecretvalue", "loss_per_token: 2.25", "in /home/ann and /home/bob/x",
     ]  # fmt: skip
     (run / "logs/rank-0.txt").write_text("\n".join(lines))
@@ -75,7 +77,7 @@ def test_no_secret_of_the_environment_or_in_a_line_is_left(run: Path) -> None:
     assert "in /home/ann and /home/bob/x" in page and "loss_per_token: 2.25" in page
     for shown in (
         "api_key: ... (not shown), step 7", '{"password": "... (not shown)", "loss": 2.5}',
-        "MY_PWD=... (not shown)", "Authorization: ... (not shown)",
+        "MY_PWD=... (not shown)", '"loss": 3.5}', "Authorization: ... (not shown)",
     ):  # fmt: skip
         assert shown in page
 
