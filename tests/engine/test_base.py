@@ -27,7 +27,7 @@ def test_sums_are_over_micro_batches_in_double_precision():
     sums.start(CPU)
     for micro_batch in (loss([1.0, 2.0], a=1.0), loss([2.0**-30], b=5.0, a=2.0)):
         sums.add(micro_batch, BATCH)
-    total, extras, by_source, by_position, _ = sums.over_ranks()
+    total, extras, by_source, by_position, *_ = sums.over_ranks()
     assert by_source is by_position is None
     assert total.item() == 3.0 + 2.0**-30 and not total.requires_grad
     assert {name: value.item() for name, value in extras.items()} == {"a": 3.0, "b": 5.0}
@@ -48,7 +48,7 @@ def test_parts_of_the_loss_are_summed_over_micro_batches():
         by_token = torch.full((2, 40), nats)
         made = LossSum(by_token.sum(-1), torch.full((2,), 40), {"a": torch.tensor(5.0)}, by_token=by_token)
         sums.add(made, Batch(tokens, tokens, sources=torch.tensor(of)))
-    total, extras, by_source, by_position, _ = sums.over_ranks()
+    total, extras, by_source, by_position, *_ = sums.over_ranks()
     assert (total.item(), extras["a"].item()) == (320.0, 10.0)
     assert by_source.tolist() == [[40.0, 40.0], [160.0, 80.0]]
     assert by_position.tolist() == [[128.0, 64.0], [128.0, 64.0], [64.0, 32.0]]
