@@ -54,7 +54,6 @@ ELSEWHERE = {
     "engine/build.py": "engine/test_custom_models.py",
     "engine/deepspeed_config.py": "parallel/test_deepspeed_file.py",
     "config/task_section.py": "loop/test_tasks.py",
-    "engine/complete.py": "evaluation/test_answers.py",
     "engine/layer_statistics.py": "loop/test_step_details.py",
     "doctor/meeting.py": "doctor/test_cluster.py",
     "doctor/options.py": "doctor/test_command.py",
