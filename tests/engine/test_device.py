@@ -34,6 +34,8 @@ CASES = {
     "gpt2, documents": (GPT2_STYLE, "none", True),
     "gpt2, dropout": (replace(GPT2_STYLE, attention_dropout=0.1, hidden_dropout=0.1), "none", False),
 }
+FEW = ("documents", "selective", "gpt2, dropout")
+"""Of these the ones that each form of an operator is tried in at every commit."""
 FORMS = [
     (operator, form)
     for operator, forms in TABLE.items()
@@ -87,7 +89,10 @@ def test_no_tensor_is_left_on_the_cpu_and_no_value_is_read(case, precision, opti
 
 
 @pytest.mark.usefixtures("fused_on_meta")
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=[] if case in FEW else pytest.mark.exhaustive) for case in CASES],
+)
 @pytest.mark.parametrize(("operator", "form"), [each for each in FORMS if each != ADDRESSES])
 def test_nor_by_any_other_form_of_an_operator(operator, form, case):
     if form == "triton":
