@@ -90,6 +90,18 @@ STANDARD = (
     Wanted("Goodput", "% of the wall time", (Shown("goodput", "goodput"),), zero=True, factor=100.0),
     Wanted("Update to weight", "ratio of norms", (Shown("update_ratio", "all parameters"),), log=True),
     Wanted("Epochs", "", (Shown("epochs", "all sources"),), zero=True),
+    *(
+        Wanted(title, "nats a target", (Shown(column, "added to the loss", smoothed=True),))
+        for column, title in (
+            ("router_aux_loss", "Balance loss of routers"), ("router_z_loss", "Z loss of routers"),
+            ("z_loss", "Z loss of the head"), ("label_smoothing", "Label smoothing"),
+        )
+    ),
+    Wanted("Load of experts", "times the mean of a layer",
+        (Shown("expert_load_max", "largest", smoothed=True), Shown("expert_load_min", "smallest")), zero=True),
+    Wanted("Dropped choices of experts", "%", (Shown("expert_dropped", "all layers", smoothed=True),),
+        zero=True, factor=100.0),
+    Wanted("Entropy of routers", "nats", (Shown("router_entropy", "all layers", smoothed=True),), zero=True),
     Wanted("Power", "W", (Shown("power_watts", "devices", smoothed=True),), zero=True),
     Wanted("Energy a token", "J", (Shown("joules_per_token", "devices", smoothed=True),), zero=True),
 )  # fmt: skip

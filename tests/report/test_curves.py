@@ -14,7 +14,8 @@ ELSEWHERE = {
     "step", "tokens", "elapsed_seconds", "loss_mean", "eval_perplexity", "skipped_total", "energy_kwh",
     "cost", "co2_grams", "skipped", "eval/TASK/METRIC", "grad_norm/LAYER", "weight_norm/LAYER",
     "update_ratio/LAYER",
-    "activation_rms/LAYER", "activation_max/LAYER",
+    "activation_rms/LAYER", "activation_max/LAYER", "router_entropy/LAYER", "router_balance/LAYER",
+    "router_z/LAYER", "expert_load_max/LAYER", "expert_load_min/LAYER", "expert_dropped/LAYER",
     # The same in other words, or texts.
     "tokens_per_second_per_device", "restarts", "no_targets", "device_hours", "mfu_peak", "energy_source",
 }  # fmt: skip
