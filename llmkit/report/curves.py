@@ -98,7 +98,8 @@ STANDARD = (
         )
     ),
     Wanted("Load of experts", "times the mean of a layer",
-        (Shown("expert_load_max", "largest", smoothed=True), Shown("expert_load_min", "smallest")), zero=True),
+        (Shown("expert_load_max", "largest", smoothed=True), Shown("expert_load_min", "smallest")),
+        zero=True),
     Wanted("Dropped choices of experts", "%", (Shown("expert_dropped", "all layers", smoothed=True),),
         zero=True, factor=100.0),
     Wanted("Entropy of routers", "nats", (Shown("router_entropy", "all layers", smoothed=True),), zero=True),
