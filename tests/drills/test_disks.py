@@ -52,7 +52,7 @@ def went_on(case: dict[str, Any], says: str) -> None:
 def test_a_full_disk_costs_one_checkpoint(cases: dict[str, Any], what: str, measured: Measured) -> None:
     case = cases[what]
     went_on(case, "checkpoints/step-00000006: No space left on device (")
-    assert re.search(r", [\d,.]+ (bytes|MiB|GiB) are free\)$", case["failed"][0]["reason"])
+    assert re.search(r"[(, ][\d,.]+ (bytes|MiB|GiB) are free\)$", case["failed"][0]["reason"])
     measured("saves that failed", len(case["failed"]), f"of {len(case['failed'] + case['saves'])}")
 
 
