@@ -16,6 +16,7 @@ from torch import Tensor
 
 from llmkit.batch import Batch, LossSum
 from llmkit.checkpoint.pieces import EMA, Piece
+from llmkit.config.groups import Group
 from llmkit.config.optimizer_section import Optimizer
 from llmkit.engine.base import (
     Copies,
@@ -106,19 +107,8 @@ class NativeEngine:
         self.partitioned = {
             name: dims if share and dims in several else () for name, dims in self.summed.items()
         }
-        parts_of_masters: list[PartitionedMasters | ReplicatedMasters] = []
-        for dims, those in _by(self.summed, trained).items():
-            make_masters = PartitionedMasters if share and dims in several else ReplicatedMasters
-            parts_of_masters.append(
-                make_masters(those, groups, precision, self.mesh[dims], buckets.native)
-            )
-        self.masters: Masters = parts_of_masters[0]
-        if len(parts_of_masters) > 1:
-            self.masters = SeveralMasters(parts_of_masters)
         self.own_gradients = OwnGradients(self.mesh)
-        for dims, part in zip(_by(self.summed, trained), parts_of_masters, strict=True):
-            if part.buckets is not None and "expert_data" not in dims:  # see `OwnGradients`
-                part.buckets.before_sending = self.own_gradients.add
+        self.masters = self._make_masters(trained, groups, precision, buckets.native)
         self.frozen = {name: weight for name, weight in self.weights.items() if name not in trained}
         for weight in self.frozen.values():
             weight.data = weight.data.to(torch_dtype(precision.weights))
@@ -140,6 +130,21 @@ class NativeEngine:
                 masters = {master for group in each.param_groups for master in group["params"]}
                 each.rounded = {master: weight for master, weight in rounded.items() if master in masters}
                 self.written |= each.rounded.keys()
+
+    def _make_masters(
+        self, trained: Mapping[str, Tensor], groups: Sequence[Group], precision: Precision,
+        bucket_bytes: int,
+    ) -> Masters:  # fmt: skip
+        """The masters of `trained`, for each set of ranks over which gradients are summed its own."""
+        found: list[Masters] = []
+        for dims, weights in _by(self.summed, trained).items():
+            shared_out = any(self.partitioned[name] for name in weights)
+            make = PartitionedMasters if shared_out else ReplicatedMasters
+            masters = make(weights, groups, precision, self.mesh[dims], bucket_bytes)
+            if masters.buckets is not None and "expert_data" not in dims:  # see `OwnGradients`
+                masters.buckets.before_sending = self.own_gradients.add
+            found.append(masters)
+        return found[0] if len(found) == 1 else SeveralMasters(found)
 
     def train_step(
         self,
