@@ -91,6 +91,11 @@ class Hub:
         """Whether no rank is left to be watched."""
         return not any(self._joined(each) for each in self.ranks.values())
 
+    @property
+    def awaited(self) -> bool:
+        """Whether a rank has not joined yet."""
+        return not all(each.pid for each in self.ranks.values())
+
     @staticmethod
     def _joined(known: Known) -> bool:
         return known.pid > 0 and not (known.left or known.lost)

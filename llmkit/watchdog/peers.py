@@ -36,6 +36,10 @@ class Peers:
         for line in self._joined.values():
             line.send(**message)
 
+    def tell(self, rank: int, message: Message) -> None:
+        """A message for one that has joined."""
+        self._joined[rank].send(**message)
+
     def hear(self, ready: Iterable[int]) -> Iterator[tuple[int, Message | None]]:
         """What has arrived, with the rank that it is from. The first message of a rank is its `hello`; None =
         its connection has ended.

@@ -16,7 +16,7 @@ from llmkit.watchdog.board import Board
 from llmkit.watchdog.diagnosis import Known, Verdict, diagnose, hosts_of, verdict_of
 from llmkit.watchdog.hub import Hub, known_of
 from llmkit.watchdog.limits import STOPPED
-from llmkit.watchdog.lines import Lines
+from llmkit.watchdog.lines import Lines, Message
 from llmkit.watchdog.member import Member
 from llmkit.watchdog.peers import Peers
 from llmkit.watchdog.record import end, in_time, record, save_stack, say, stacks_folder
@@ -49,6 +49,7 @@ class Watcher:
         self._since_end = 0.0
         self._last_text = ""
         self._hub: Hub | None = None
+        self._verdict: Message | None = None
         self._up: Lines | None = None
         self._silent = 0.0
         self._over = False
@@ -96,7 +97,9 @@ class Watcher:
         if not (self._left or self._dead):
             return False
         if self._hub is not None:
-            return self._hub.all_gone or self._since_end > LINGER_SECONDS
+            # Where the rank has died, those that have not joined yet are still to be told.
+            gone = self._hub.all_gone and not (self._dead and self._hub.awaited)
+            return gone or self._since_end > LINGER_SECONDS
         if self._up is not None and self._up.flush():
             with suppress(OSError):  # the hub closes it then: closed by us, unread messages could undo ours
                 self._up.socket.shutdown(socket.SHUT_WR)
@@ -150,6 +153,8 @@ class Watcher:
                 hub.lose(rank)
             elif message.get("kind") == "hello":
                 hub.add(Known(rank, str(message.get("host"))[:255], message["pid"]))
+                if hub.closed and self._verdict is not None:
+                    self._peers.tell(rank, self._verdict)
             else:
                 self._decide(hub.take(rank, message))
 
@@ -206,7 +211,8 @@ class Watcher:
             return
         self._hub.closed = True
         hosts = self._publish(outcome, list(self._hub.ranks.values()))
-        self._peers.send(kind="verdict", **outcome._asdict(), hosts=hosts)
+        self._verdict = {"kind": "verdict", **outcome._asdict(), "hosts": hosts}
+        self._peers.send(**self._verdict)
         self._follow(outcome, hosts)
 
     def _publish(self, verdict: Verdict, ranks: Sequence[Known]) -> list[str]:

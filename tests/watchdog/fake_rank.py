@@ -54,8 +54,16 @@ def fork_and_die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def until_on_record(run: Path) -> None:
+    """However late the watching process comes to it."""
+    files = run / "events.jsonl", run / "logs" / "stacks-7" / "rank-00000.txt"
+    while not all(file.exists() and file.stat().st_size for file in files):
+        time.sleep(0.05)
+
+
 ACTS: dict[str, Any] = {
     "sleep": lambda: time.sleep(600.0),
+    "until_on_record": until_on_record,
     "pause": lambda: time.sleep(3.0 * LIMIT),
     "gil": hold_the_gil,
     "spin": spin,
@@ -76,10 +84,15 @@ def main(order: dict[str, Any]) -> int:
         place = Hub(**{**place, "server": server})
     watched = Watched(Path(order["run"]), order.get("rank", 0), order.get("world", 1), 7, order["ends"])
     code = 0
+    up = watched.run / f"up-{watched.rank}"
+    if order.get("late"):
+        up.touch()
+        while not (watched.run / "events.jsonl").exists():
+            time.sleep(0.01)
     watch.start(watched, place)
     assert watch._process is not None
     print(watch._process.pid, flush=True)
-    watched.run.joinpath(f"up-{watched.rank}").touch()
+    up.touch()
     while not all(watched.run.joinpath(f"up-{rank}").exists() for rank in range(watched.world)):
         time.sleep(0.01)  # they meet, as ranks do
         watch.alive()
@@ -87,7 +100,8 @@ def main(order: dict[str, Any]) -> int:
         for step in range(1, 21):
             watch.beat(order.get("phase", "step"))
             if step == 10:
-                ACTS[order["act"]]()
+                act = ACTS[order["act"]]
+                act(watched.run) if act is until_on_record else act()
             time.sleep(0.01)
             watch.step_done(step, 0.01, 0.01 * step, step)
         last = time.monotonic() + order.get("beats_on", 0.0)

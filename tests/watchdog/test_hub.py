@@ -92,6 +92,7 @@ def test_a_death_is_a_verdict_at_once_and_the_only_one():
     verdict = ranks.hub.take(1, {"kind": "dead", "cause": "SIGKILL"})
     assert verdict is not None and verdict.event == "dead_rank" and "SIGKILL" in verdict.text
     ranks.hub.closed = True
+    assert not ranks.hub.awaited
     assert ranks.hub.take(0, {"kind": "dead", "cause": "SIGKILL"}) is None
     assert ranks.hub.all_gone
 
@@ -120,6 +121,7 @@ def test_a_rank_whose_watching_process_has_gone_is_named_when_the_others_wait():
 def test_a_rank_that_has_not_joined_yet_is_waited_for_like_one_that_is_silent():
     hub = Hub(lambda: None, 2)
     hub.add(Known(0, "n0", 100))
+    assert hub.awaited
     found = []
     for _ in range(40):
         hub.take(0, {"kind": "report", "phase": "step", **LATE})

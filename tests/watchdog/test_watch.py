@@ -25,13 +25,14 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "sleep": [{"act": "sleep"}],
     "gil": [{"act": "gil"}],
     "spin": [{"act": "spin"}],
-    "recorded": [{"act": "pause", "ends": False, "beats_on": 1.0}],
+    "recorded": [{"act": "until_on_record", "ends": False}],
     "killed": [{"act": "kill"}],
     "saves": [{"act": "pause", "phase": "save"}],
     "starts": [{"act": "pause", "phase": "start"}],
     "forked": [{"act": "fork"}],
     "one-dies": [{"act": "wait", "beats_on": 60.0}, {"act": "kill"}],
     "first-dies": [{"act": "kill"}, {"act": "wait"}],
+    "dies-early": [{"act": "kill"}, {"act": "nothing", "late": True, "beats_on": 60.0}],
     "one-stopped": [{"act": "wait"}, {"act": "stop"}],
     "one-hangs": [{"act": "sleep"}, {"act": "wait"}],
     "both-wait": [{"act": "wait"}, {"act": "wait"}],
@@ -111,7 +112,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Started]:
     time.sleep(3.0)
     for process in stopped:
         process.send_signal(signal.SIGCONT)
-    dying = [found[name] for name in ("killed", "forked", "one-dies", "first-dies")]
+    dying = [found[name] for name in ("killed", "forked", "one-dies", "first-dies", "dies-early")]
     until(lambda: all(case.events() for case in dying))  # how a process ended is told until it is waited for
     for case in found.values():
         case.codes()
@@ -162,14 +163,15 @@ def test_a_rank_alone_that_is_killed_is_on_record(started, name):
     assert case.event()["event"] == "dead_rank" and "SIGKILL" in case.event()["reason"]
 
 
-@pytest.mark.parametrize(("name", "rank"), [("one-dies", 1), ("first-dies", 0)])
+@pytest.mark.parametrize(("name", "rank"), [("one-dies", 1), ("first-dies", 0), ("dies-early", 0)])
 def test_a_rank_that_dies_is_named_with_its_signal_to_the_others(started, name, rank):
+    """Also to one whose watching process starts only then."""
     case = started[name]
     event = case.event()
     assert (event["event"], event["ranks"]) == ("dead_rank", [rank])
     assert "was ended by SIGKILL" in event["reason"]
     assert case.error().count("SIGKILL") == 1
-    assert name != "one-dies" or f"verdict: {event['reason']}" in case.output(0)
+    assert name == "first-dies" or f"verdict: {event['reason']}" in case.output(1 - rank)
 
 
 @pytest.mark.parametrize(("name", "rank", "what"), [("one-stopped", 1, "is stopped (SIGSTOP)"),
