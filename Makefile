@@ -50,6 +50,7 @@ check: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed
 	$(BIN)/python -c 'from llmkit.config.keys import markdown; print(markdown(), end="")' > docs/config.md
+	$(BIN)/python docs/commands.py > docs/commands.md
 
 site: $(VENV)/.installed-dev
 	$(BIN)/python docs/site.py

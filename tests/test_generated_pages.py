@@ -1,0 +1,48 @@
+"""Pages of docs/ that scripts beside them make are as the scripts make them now."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from llmkit.cli import _parser
+from tests.test_command_examples import COMMANDS
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def script(name: str) -> ModuleType:
+    """A script of docs/, imported."""
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["commands"])
+def test_the_page_is_current(name: str) -> None:
+    made = script(name).markdown()
+    page = DOCS / f"{name}.md"
+    assert page.read_text() == made, f"renew it with: python docs/{name}.py > docs/{name}.md"
+
+
+def test_the_page_of_commands_has_each_command_and_option_once() -> None:
+    page = (DOCS / "commands.md").read_text()
+    for command, parser in COMMANDS.items():
+        headed = [part for part in page.split("\n###") if part.split("\n")[0].endswith(f" llmkit {command}")]
+        (section,) = headed
+        for action in parser._actions:
+            for option in action.option_strings[-1:]:
+                assert section.count(f"| `{option}`") + section.count(f"| `{option} ") == (option != "--help")
+    assert len(COMMANDS) < page.count("\n```sh\n") + 2  # examples of each, but for those of llmkit itself
+
+
+def test_the_synopsis_names_what_is_required() -> None:
+    commands = script("commands")
+    parser = _parser()._subparsers._group_actions[0].choices["new"]  # type: ignore[union-attr,index,call-overload]
+    shown = commands._synopsis("new", parser)
+    assert shown == "llmkit new [options] (--depth N | --params P | --flops F | --hours H) NAME"
