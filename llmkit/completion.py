@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,13 @@ def settings(prefix: str, **_: Any) -> list[str]:
     known = all_keys().values()
     if not prefix:
         return [f"{each.path}." for each in known if each.is_section and "." not in each.path]
-    return [f"{each.path.replace('.N.', '.0.')}=" for each in known if not each.is_section]
+    return [f"{_numbered(each.path, prefix)}=" for each in known if not each.is_section]
+
+
+def _numbered(path: str, prefix: str) -> str:
+    """A key with the numbers of list entries that a prefix has, written as there; 0 where it has none yet."""
+    numbers = iter(re.findall(r"\[\d+\]|\.\d+(?=\.)", prefix))
+    return re.sub(r"\.N(?=\.)", lambda _: next(numbers, ".0"), path)
 
 
 def checkpoints(prefix: str) -> Iterator[str]:

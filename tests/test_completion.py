@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import select
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -48,6 +53,8 @@ def test_sections_keys_and_values_of_settings():
     assert "optimizer.name=" in keys and "data.sources.0.weight=" in keys
     assert settings("optimizer.name=") == ["optimizer.name=adamw", "optimizer.name=muon"]
     assert settings("kernels.compile=") == [f"kernels.compile={value}" for value in ("true", "false", "auto")]
+    assert "data.sources[1].weight=" in settings("data.sources[1].w")
+    assert "data.sources.2.weight=" in settings("data.sources.2.w")
     assert "data.sources[0].type=jsonl" in settings("data.sources[0].type=j")
     assert settings("no.such=") == []
 
@@ -82,3 +89,50 @@ def test_bash_runs_its_code(tmp_path):
         ["bash", "-c", script], env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=HANG
     )
     assert done.stdout.split() == ["checkpoint"], done.stderr
+
+
+def typed_in_zsh(folder, lines):
+    """What zsh, on a terminal of its own, shows of each line once Tab was pressed behind it."""
+    (folder / "code.zsh").write_text(shell_code("zsh"))
+    (folder / ".zshrc").write_text("PS1='ready> '; autoload -U compinit; compinit -u; source ./code.zsh\n")
+    (folder / "llmkit").write_text(f'#!/bin/sh\nexec {sys.executable} -m llmkit "$@"\n')
+    (folder / "llmkit").chmod(0o755)
+    own = {"ZDOTDIR": str(folder), "HOME": str(folder), "TERM": "dumb"}
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(folder)
+        path = f"{folder}:{os.environ['PATH']}"
+        os.execvpe("zsh", ["zsh", "-i"], {**environment(), **own, "PATH": path})
+    try:
+        rest = after(terminal, "ready> ", "")[1]
+        for line in lines:
+            os.write(terminal, f"\x15{line}\t-end".encode())  # Ctrl-U first: the line before goes
+            shown, rest = after(terminal, "-end", rest)
+            yield shown
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(terminal)
+
+
+def after(terminal, wanted, seen):
+    """Reads from a terminal until it has written a text; what stands before that, and behind."""
+    end = time.monotonic() + HANG
+    while wanted not in seen:
+        ready, _, _ = select.select([terminal], [], [], max(0.0, end - time.monotonic()))
+        assert ready, f"zsh never wrote {wanted!r}: {seen!r}"
+        seen += os.read(terminal, 4096).decode()
+    before, _, behind = seen.partition(wanted)
+    return before, behind
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="there is no zsh")
+def test_zsh_completes_commands_settings_and_checkpoints(tmp_path):
+    (tmp_path / "runs/demo/checkpoints/step-00000100").mkdir(parents=True)
+    asked = {
+        "llmkit chec": "llmkit checkpoint ",
+        "llmkit train x.yaml data.sources[1].wei": "\\[1\\].weight=",
+        "llmkit evaluate runs/demo@": "runs/demo@100 ",
+    }
+    for wanted, shown in zip(asked.values(), typed_in_zsh(tmp_path, asked)):
+        assert wanted in shown
