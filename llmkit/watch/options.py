@@ -7,6 +7,8 @@ import argparse
 from llmkit.command_line import Commands
 
 SORTS = ("name", "state", "step", "loss", "heldout", "speed", "layout", "age", "size")
+SHOWN_AS = {"held-out": "heldout", "tokens/s": "speed"}
+"""Headings of the table -> the columns that they stand for."""
 
 
 def add_top_command(commands: Commands) -> None:
@@ -21,7 +23,10 @@ def add_runs_command(commands: Commands) -> None:
     """Adds `llmkit runs`."""
     runs = commands.add_parser("runs", help="a table of the runs in a folder")
     runs.add_argument("folder", metavar="DIR", nargs="?", default="runs", help="default: runs")
-    runs.add_argument("--sort", choices=SORTS, default="age", help="the column to sort by; default: age")
+    runs.add_argument(
+        "--sort", type=lambda name: SHOWN_AS.get(name, name), choices=SORTS, default="age",
+        help="the column to sort by, also by its heading: held-out, tokens/s; default: age",
+    )  # fmt: skip
     runs.add_argument("--json", action="store_true", help="print a JSON list instead")
     runs.add_argument("--size", action="store_true", help="also the disk space of each; takes longer")
     runs.set_defaults(command=_runs, parser=runs)

@@ -15,7 +15,8 @@ def test_examples_fit_on_a_screen_or_two():
 
 
 def test_examples_are_tested_and_explained():
-    here, page = Path(__file__).parent, (EXAMPLES.parent / "extending.md").read_text()
+    here = Path(__file__).parent
+    page = "".join((EXAMPLES.parent / name).read_text() for name in ("extending.md", "come-from.md"))
     for path in EXAMPLES.glob("*.py"):
         assert f"(examples/{path.name})" in page
         if path.stem != "accelerate_loop":  # which tests/launch runs

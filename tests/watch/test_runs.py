@@ -76,6 +76,12 @@ def test_json_has_the_same_and_more(runs: Path, capsys: pytest.CaptureFixture[st
     assert second["heldout"] is None and second["age"] > 0
 
 
+def test_headings_of_the_table_name_columns_too(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs", str(runs)]) == 0
+    for heading in capsys.readouterr().out.splitlines()[0].split():
+        assert main(["runs", str(runs), "--sort", heading]) == 0, heading
+
+
 def line(name: str, **more: object) -> RunLine:
     blank = dict.fromkeys(("step", "max_steps", "loss", "heldout", "speed", "layout", "age"))
     return RunLine(**{"name": name, "path": name, "state": "done", "reason": "", **blank, **more})  # type: ignore[arg-type]
