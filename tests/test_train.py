@@ -432,6 +432,7 @@ def test_without_a_compiler_training_goes_on_without_compiling(project, monkeypa
     assert "kernels.compile" in capsys.readouterr().err
 
 
+@pytest.mark.exhaustive
 def test_compiled_training_equals_eager_training(project):
     settings = ["train.max_steps=6", "model.hidden_dropout=0.0", "evaluate.every_steps=3"]
     assert train("run.name=eager", *settings) == 0

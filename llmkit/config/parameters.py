@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -48,8 +49,9 @@ def count_elements(tensors: Iterable[FullTensor]) -> int:
     return sum(prod(tensor.shape) for tensor in tensors)
 
 
+@lru_cache(maxsize=8)
 def full_tensors(shape: ModelShape) -> tuple[FullTensor, ...]:
-    """All full tensors of a GPT, in the model's order."""
+    """All full tensors of a GPT, in the model's order; the same object for equal shapes asked for in turn."""
     found = named_parameters(shape)
     return tuple(
         FullTensor(name, size, is_hidden(name, size), _stored(name), _is_linear(name)) for name, size in found

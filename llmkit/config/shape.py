@@ -27,7 +27,7 @@ from llmkit.config.model_section import (
     ResidualInit,
     RopeScaling,
 )
-from llmkit.config.parameters import EXPERTS, FullTensor, full_tensors, named_parameters
+from llmkit.config.parameters import EXPERTS, FullTensor, full_tensors
 from llmkit.config.renamed import with_new_names
 from llmkit.errors import UserError
 
@@ -93,6 +93,10 @@ class ModelShape:
     head_initializer_range: float | None = None
     residual_init: ResidualInit = "scaled"
     vocab_pad_multiple: int = 128
+
+    def __hash__(self) -> int:
+        """Of sizes alone: sections hold lists."""
+        return hash((self.vocab_size, self.hidden_size, self.num_hidden_layers, self.intermediate_size))
 
     def __post_init__(self) -> None:
         """Raises UserError for sizes that no model can have."""
@@ -184,7 +188,7 @@ class ModelShape:
 
     def parameters(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape of every full tensor: see `llmkit.config.parameters.named_parameters`."""
-        return dict(named_parameters(self))
+        return {tensor.name: tensor.shape for tensor in self.tensors}
 
     @cached_property
     def tensors(self) -> tuple[FullTensor, ...]:

@@ -6,6 +6,7 @@ The layers that make them: `llmkit.model.layers`, `llmkit.model.vocabulary`, `ll
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from math import prod
 from typing import NamedTuple
 
@@ -46,12 +47,20 @@ def stored_parameters(
     """
     ranks = (tensor_parallel_size, expert_parallel_size)
     if not lora.rank:
+        if isinstance(model, ModelShape):
+            return _of_shape(model, ranks)
         return _stored(model, model.tensors, ranks, trained=True)
     adapters = trained_tensors(model.tensors, lora)
     return (
         *_stored(model, model.tensors, ranks, trained=False),
         *_stored(model, adapters, ranks, trained=True),
     )
+
+
+@lru_cache(maxsize=16)
+def _of_shape(model: ModelShape, ranks: tuple[int, int]) -> tuple[Stored, ...]:
+    """Kept: a search asks for it under thousands of layouts, with few different numbers of ranks."""
+    return _stored(model, model.tensors, ranks, trained=True)
 
 
 def _stored(

@@ -51,6 +51,7 @@ def corpus_batch(folder: Path) -> np.ndarray:
     return np.array(stream(folder / "corpus")[: ROWS * WIDTH].reshape(ROWS, WIDTH))
 
 
+@pytest.mark.exhaustive
 def test_a_toy_run_measures_and_writes_what_it_prints(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

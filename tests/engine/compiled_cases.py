@@ -45,7 +45,7 @@ def full_parameters(model: torch.nn.Module) -> int:
     return sum(parameter.numel() > 0 for parameter in model.parameters())
 
 
-def compare(style: str) -> dict[str, Any]:
+def compare(style: str, cases: list[str]) -> dict[str, Any]:
     """Each case: its rows, and the graphs made by training and by evaluations; one process, not compiled."""
     compile_parts = GPT.compile_parts
     GPT.compile_parts = lambda self, report: compile_parts(self, report, COMPILER)
@@ -54,7 +54,7 @@ def compare(style: str) -> dict[str, Any]:
     unseen = step_batches(shape, 99, mesh, 1)[0]
     found: dict[str, Any] = {"reference": rows}
     wanted = mesh["data"].sum(whole.evaluate(unseen).nats.double().sum()).item()
-    for name, parallel in CASES.items():
+    for name, parallel in ((name, CASES[name]) for name in cases):
         torch._dynamo.reset()
         counters.clear()
         told: list[str] = []

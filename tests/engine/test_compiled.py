@@ -20,20 +20,24 @@ from llmkit.parallel.mesh import Mesh
 from llmkit.plan import DeviceFacts, plan_for_shape
 from llmkit.plan.form_rules import Situation
 from llmkit.plan.operators import FORMS
+from tests.chosen import chosen, few_at_every_commit
 from tests.engine.compiled_cases import CASES, COMPILER
 from tests.engine.rank_cases import CONFIG
 from tests.engine.test_native import batch_of
 from tests.ranks import run_ranks
 from tests.shapes import GPT2_STYLE, LLAMA_STYLE, random_model
 
+FEW = ("native", "stage 2", "stage 3, recomputed")
+
 
 @pytest.fixture(scope="module")
-def found() -> dict[str, Any]:
-    results = run_ranks(2, "tests.engine.compiled_cases:compare", style="llama")
+def found(request: pytest.FixtureRequest) -> dict[str, Any]:
+    cases = chosen(request, "case")
+    results = run_ranks(2, "tests.engine.compiled_cases:compare", style="llama", cases=cases)
     return results[0]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", few_at_every_commit(CASES, FEW))
 def test_compiled_training_is_that_of_one_process(found, case):
     for row, wanted in zip(found[case]["rows"], found["reference"], strict=True):
         assert row[0] == pytest.approx(wanted[0], rel=1e-6)
@@ -54,14 +58,14 @@ GRAPHS = {
 """Stage 3 without recomputation breaks its graphs where DeepSpeed gathers weights, as often in each block."""
 
 
-def test_graphs_are_few_and_evaluation_adds_none(found):
-    assert {case: found[case]["graphs"] for case in GRAPHS} == GRAPHS
-    for case in CASES:
-        assert found[case]["of evaluations"] == found[case]["of training after them"] == 0, case
-        assert found[case]["limits"] == [], case
-        before, after = found[case]["held"]
-        assert before == after, "ZeRO-3 lets go of weights in the step after an evaluation, too"
-    assert [found[case]["breaks"] for case in GRAPHS] == [0] * len(GRAPHS)
+@pytest.mark.parametrize("case", few_at_every_commit(CASES, FEW))
+def test_graphs_are_few_and_evaluation_adds_none(found, case):
+    assert found[case]["of evaluations"] == found[case]["of training after them"] == 0
+    assert found[case]["limits"] == []
+    before, after = found[case]["held"]
+    assert before == after, "ZeRO-3 lets go of weights in the step after an evaluation, too"
+    if case in GRAPHS:
+        assert (found[case]["graphs"], found[case]["breaks"]) == (GRAPHS[case], 0)
 
 
 FORMS_OF_CPU = [("attention", "sdpa")] + [

@@ -31,20 +31,20 @@ def check(cases, ranks, tensor_size):
 def test_a_model_of_ordinary_modules_trains_alike_under_every_zero_stage():
     cases = [
         *({"model": CONVOLUTION, "optimizer": {"name": "adamw"}, "stage": stage} for stage in range(4)),
-        *({"model": CONVOLUTION, "optimizer": {"name": "muon"}, "stage": stage} for stage in range(4)),
-        *({"model": CONVOLUTION, "optimizer": {"name": "lion"}, "stage": stage} for stage in (1, 2)),
-        *({"model": LLAMA, "optimizer": {"name": "muon"}, "stage": stage} for stage in (0, 3)),
+        *({"model": CONVOLUTION, "optimizer": {"name": "muon"}, "stage": stage} for stage in (0, 3)),
+        *({"model": CONVOLUTION, "optimizer": {"name": "lion"}, "stage": stage} for stage in (1,)),
+        *({"model": LLAMA, "optimizer": {"name": "muon"}, "stage": stage} for stage in (3,)),
     ]
     check(cases, ranks=2, tensor_size=1)
 
 
 def test_a_model_of_our_layers_trains_alike_under_tensor_parallelism():
     cases = [
-        *({"model": SHARDED, "optimizer": {"name": "adamw"}, "stage": stage} for stage in (0, 1, 3)),
+        *({"model": SHARDED, "optimizer": {"name": "adamw"}, "stage": stage} for stage in (1, 3)),
         {"model": SHARDED, "optimizer": {"name": "muon"}, "stage": 2},
         *(
             {"model": SHARDED, "optimizer": {"name": name}, "stage": stage, "parallel": PIECES}
-            for name, stage in (("adamw", 0), ("muon", 1), ("adamw", 3))
+            for name, stage in (("muon", 1), ("adamw", 3))
         ),
     ]
     check(cases, ranks=4, tensor_size=2)

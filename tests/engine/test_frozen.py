@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.chosen import chosen, few_at_every_commit
 from tests.examples.project import forgotten
 from tests.ranks import run_ranks
 
@@ -22,14 +23,20 @@ CASES = {
     for name, layout in LAYOUTS.items()
 }
 
+FEW = (
+    "fp32 muon native 1", "fp32 muon deepspeed 3", "bf16 adamw native 0", "bf16 adamw deepspeed 2, offload",
+)  # fmt: skip
+
 
 @pytest.fixture(scope="module")
-def ranks() -> list[dict[str, dict]]:
-    found = run_ranks(4, "tests.engine.frozen_cases:compare", cases=list(CASES.values()), tensor_size=2)
-    return [dict(zip(CASES, each, strict=True)) for each in found]
+def ranks(request: pytest.FixtureRequest) -> list[dict[str, dict]]:
+    names = chosen(request, "case")
+    cases = [CASES[name] for name in names]
+    found = run_ranks(4, "tests.engine.frozen_cases:compare", cases=cases, tensor_size=2)
+    return [dict(zip(names, each, strict=True)) for each in found]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", few_at_every_commit(CASES, FEW))
 def test_frozen_parameters_stay_and_the_others_train_as_on_one_process(ranks, case):
     loss, extra, tensor = (1e-6, 1e-6, 3e-5) if case.startswith("fp32") else (2e-3, 2e-2, 5e-2)
     for found in (each[case] for each in ranks):
@@ -41,7 +48,7 @@ def test_frozen_parameters_stay_and_the_others_train_as_on_one_process(ranks, ca
         assert found["changed"] == []
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", few_at_every_commit(CASES, FEW))
 def test_frozen_parameters_have_no_masters_moments_or_gradients(ranks, case):
     for found in (each[case] for each in ranks):
         assert found["moments"] == found["masters"] == found["gradients"] == []

@@ -83,7 +83,7 @@ SETTINGS = {
 }
 
 
-AS_IN_PARITY = ("gpt2", "bf16", "offload")
+AS_IN_PARITY = ("gpt2", "bf16", "offload", "muon", "tensor")
 """What tests/parity/test_matrix.py compares at every commit, too."""
 
 

@@ -36,7 +36,7 @@ def losses(precision: str, device: torch.device, changes: dict[str, Any]) -> lis
     return list(outcome.losses)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.exhaustive)])
 def test_engines_train_alike(device: torch.device, precision: str) -> None:
     native = losses(precision, device, PLAIN)
     assert native[-1] < native[0]

@@ -143,6 +143,7 @@ def namespaces_missing() -> str:
     return subprocess.run(command, capture_output=True, text=True).stderr.strip()
 
 
+@pytest.mark.exhaustive
 def test_a_pod_that_is_to_go_stops_all_and_new_ones_go_on(tmp_path: Path, image: dict[str, str]) -> None:
     if missing := namespaces_missing():
         pytest.skip(missing)

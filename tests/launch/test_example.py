@@ -36,7 +36,7 @@ def test_the_example_is_short():
     assert len(EXAMPLE.read_text().splitlines()) <= 40
 
 
-@pytest.mark.parametrize("stage", ["zero2", "zero3"])
+@pytest.mark.parametrize("stage", [pytest.param("zero2", marks=pytest.mark.exhaustive), "zero3"])
 def test_the_example_trains_as_llmkit_does(project, stage):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
     done = subprocess.run(

@@ -256,14 +256,18 @@ def outcome() -> list[list[dict[str, Any]]]:
     return run_ranks(4, "tests.model.test_tensor_parallel:compare", cases=CASES + BF16)
 
 
-def on_two() -> dict[str, Any]:
-    """What is checked on two ranks only, in one launch."""
-    return {"compiled": compare(COMPILED), "dropout": [with_dropout(sequence) for sequence in (False, True)]}
+def both_dropouts() -> list[dict[str, bool]]:
+    return [with_dropout(sequence) for sequence in (False, True)]
 
 
 @pytest.fixture(scope="module")
-def pair() -> list[dict[str, Any]]:
-    return run_ranks(2, "tests.model.test_tensor_parallel:on_two")
+def compiled() -> list[list[dict[str, Any]]]:
+    return run_ranks(2, "tests.model.test_tensor_parallel:compare", cases=COMPILED)
+
+
+@pytest.fixture(scope="module")
+def dropouts() -> list[list[dict[str, bool]]]:
+    return run_ranks(2, "tests.model.test_tensor_parallel:both_dropouts")
 
 
 def case_name(case: dict[str, Any]) -> str:
@@ -286,17 +290,27 @@ def test_loss_and_every_gradient_equal_the_unsharded_models(outcome, number):
         check(rank[number])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("number", range(len(COMPILED)), ids=[case_name(case) for case in COMPILED])
-def test_compiled_parts_give_the_same(pair, number):
-    for rank in pair:
-        check(rank["compiled"][number])
+def test_compiled_parts_give_the_same(compiled, number):
+    for rank in compiled:
+        check(rank[number])
 
 
-def test_selective_recomputation_sends_nothing_again(outcome, pair):
+def check_sent(found: list[dict[str, Any]]) -> None:
+    none, selective, full = (case["sent"] for case in found)
+    assert 0 < none == selective < full
+
+
+def test_selective_recomputation_sends_nothing_again(outcome):
     first = len(CASES) - len(RECOMPUTED)
-    for found in (outcome[0][first : first + 3], outcome[0][first + 3 : first + 6], pair[0]["compiled"]):
-        none, selective, full = (case["sent"] for case in found)
-        assert 0 < none == selective < full
+    check_sent(outcome[0][first : first + 3])
+    check_sent(outcome[0][first + 3 : first + 6])
+
+
+@pytest.mark.exhaustive
+def test_compiled_selective_recomputation_sends_nothing_again(compiled):
+    check_sent(compiled[0])
 
 
 @pytest.mark.parametrize("number", range(len(BF16)), ids=[case_name(case) for case in BF16])
@@ -360,9 +374,9 @@ def with_dropout(sequence: bool) -> dict[str, bool]:
 
 
 @pytest.mark.parametrize("sequence", [False, True])
-def test_dropout_agrees_where_activations_do_and_differs_where_they_are_cut(pair, sequence):
-    for rank in pair:
-        assert rank["dropout"][sequence] == {
+def test_dropout_agrees_where_activations_do_and_differs_where_they_are_cut(dropouts, sequence):
+    for rank in dropouts:
+        assert rank[sequence] == {
             "same loss": True,
             "same hidden": not sequence,
             "same mask": False,

@@ -183,7 +183,7 @@ def test_offline_every_row_outlives_a_trainer_killed_with_minus_9(
     injection="in mid-run every request is answered with 503, 401 or 429, or not at all",
     expected="all rows are on disk, the end waits for its limit at most, `llmkit sync` sends the rest",
 )
-@pytest.mark.parametrize("status", [503, 401, LONG(429), LONG(None)])
+@pytest.mark.parametrize("status", [503, LONG(401), LONG(429), LONG(None)])
 def test_an_outage_in_mid_run_loses_nothing_and_says_how_to_upload(
     tmp_path: Path, status: int | None, server: FakeServer, online: Callable[[str], Environment],
     until: Callable[..., None], capsys: pytest.CaptureFixture[str], measured: Measured,

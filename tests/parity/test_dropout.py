@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.chosen import chosen, few_at_every_commit
 from tests.parity.dropout_cases import Findings
 from tests.ranks import run_ranks
 
@@ -19,9 +20,9 @@ CAUGHT_BY = {
 
 
 @pytest.fixture(scope="module")
-def found() -> dict[str, Findings]:
+def found(request: pytest.FixtureRequest) -> dict[str, Findings]:
     """Mistake -> findings; "" is without one."""
-    return run_ranks(4, "tests.parity.dropout_cases:all_findings")[0]
+    return run_ranks(4, "tests.parity.dropout_cases:all_findings", mistakes=chosen(request, "mistake"))[0]
 
 
 def test_what_is_held_alike_agrees_and_recomputation_replays(found):
@@ -29,7 +30,7 @@ def test_what_is_held_alike_agrees_and_recomputation_replays(found):
     assert [what for what, well in found[""].items() if not well] == []
 
 
-@pytest.mark.parametrize("mistake", CAUGHT_BY)
+@pytest.mark.parametrize("mistake", few_at_every_commit(CAUGHT_BY, ["no_shared_keys"]))
 def test_a_mistake_is_caught(found, mistake):
     wrong = [what for what, well in found[mistake].items() if not well]
     for what in CAUGHT_BY[mistake]:

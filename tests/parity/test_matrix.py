@@ -26,6 +26,8 @@ from llmkit.parity.cases import (
     Case,
 )
 from llmkit.parity.covering import covering
+from tests.chosen import chosen, few_at_every_commit
+from tests.limits import HANG
 from tests.ranks import run_ranks
 
 WITH_EACH_STAGE = ("engine", "tensor", "sequence_parallel", "precision", "offload", "optimizer")
@@ -48,33 +50,28 @@ TO_COMPILE = COMPILED if CAN_COMPILE else []
 SHARED_ROWS = [case for case in CONTEXT if CAN_COMPILE or not case.compiled]
 BY_AVX512 = AVX512 if has_avx512_bf16() and TO_COMPILE else []
 DEALT_OUT = [case for case in DEALT if CAN_COMPILE or not case.compiled]
-CASES = covering() + LARGE + FORMED + SETTINGS + ALONE + ADAPTERS + TO_COMPILE + BY_AVX512
+COVERING = covering()
+CASES = COVERING + LARGE + FORMED + SETTINGS + ALONE + ADAPTERS + TO_COMPILE + BY_AVX512
 CASES += SHARED_ROWS + DEALT_OUT
-ALWAYS = {*few(covering()), LARGE[-1], *FORMED, *SETTINGS, *ADAPTERS, ALONE[-1], *BY_AVX512}
-ALWAYS |= {*CONTEXT[:CONTEXT_ALWAYS], *DEALT[:DEALT_ALWAYS]}
+ALWAYS = {*few(COVERING), LARGE[-1], *FORMED[::3], *SETTINGS, *ADAPTERS[::2], ADAPTERS[-1], ALONE[-1]}
+ALWAYS |= {*BY_AVX512, *CONTEXT[:CONTEXT_ALWAYS], *DEALT[:DEALT_ALWAYS]}
 
 
 @pytest.fixture(scope="module")
 def verdicts(request: pytest.FixtureRequest) -> dict[str, dict[str, Any]]:
     """Of the chosen cases, in one launch for each number of processes: it costs more than a case."""
-    parameters = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
-    chosen = [each["case"] for each in parameters if each.get("case") in CASES]
+    wanted: list[Case] = chosen(request, "case")
     found: dict[str, dict[str, Any]] = {}
-    for world_size in sorted({case.world_size for case in chosen}):
-        cases = [case for case in chosen if case.world_size == world_size]
+    for world_size in sorted({case.world_size for case in wanted}):
+        cases = [case for case in wanted if case.world_size == world_size]
         settings = [asdict(case) for case in cases]
-        judged = run_ranks(world_size, "tests.parity.launched:judge", cases=settings)[0]
+        limit = HANG * (1 + len(cases) // 20)  # all of them are in one launch
+        judged = run_ranks(world_size, "tests.parity.launched:judge", timeout=limit, cases=settings)[0]
         found |= dict(zip(map(str, cases), judged, strict=True))
     return found
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case, marks=[] if case in ALWAYS else pytest.mark.exhaustive, id=str(case))
-        for case in CASES
-    ],
-)
+@pytest.mark.parametrize("case", few_at_every_commit(CASES, ALWAYS))
 def test_a_case_equals_one_process(verdicts, case):
     verdict = verdicts[str(case)]
     print(verdict["row"])

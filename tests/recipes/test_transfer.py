@@ -6,6 +6,7 @@ import sysconfig
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from llmkit.cli import main
 from llmkit.recipes import new, recipe
@@ -41,11 +42,13 @@ def test_features_change_alike_at_every_width():
     assert abs(slope(sizes)) < 0.3
 
 
+@pytest.mark.exhaustive
 def test_with_rates_that_grow_with_the_width_they_drift(monkeypatch):
     monkeypatch.setattr(recipe, "MATRICES", recipe.MATRICES._replace(exponent=0.5))
     assert slope(changes()[1]) > 0.5
 
 
+@pytest.mark.exhaustive
 def test_a_deeper_model_is_better_at_its_own_budget(tmp_path, monkeypatch):
     """Two depths of what `llmkit new` writes, with a fiftieth of the tokens: seconds of training each."""
     monkeypatch.chdir(tmp_path)
