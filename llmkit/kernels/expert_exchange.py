@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from llmkit.kernels.experts import Dispatch, permute
-from llmkit.parallel.collectives import all_to_all, start_all_to_all, wait
+from llmkit.parallel.collectives import UnderWay, all_to_all, arrived, send_to_all, start_all_to_all, wait
 from llmkit.parallel.mesh import ExpertParallel
 
 
@@ -44,20 +44,20 @@ class ExpertExchange:
         chosen = torch.repeat_interleave(experts, arriving, output_size=sum(received))
         return cls(ranks, sent, received, Dispatch.of(chosen, own))
 
-    def to_experts(self, copies: Tensor) -> Tensor:
-        """copies: (copies, width), grouped by expert -> those for this rank's experts, grouped by expert.
+    def send(self, copies: Tensor) -> tuple[Tensor, UnderWay]:
+        """Starts to send copies, (copies, width), grouped by expert.
 
-        Collective, forward and backward.
+        Collective, forward and backward, as are the two below.
         """
         assert self.ranks.group is not None
-        found = all_to_all(copies, self.received, self.sent, self.ranks.group)
-        return permute(found, self.arrived.order, self.arrived.inverse)
+        return send_to_all(copies, self.received, self.sent, self.ranks.group)
+
+    def at_experts(self, sent: tuple[Tensor, UnderWay]) -> Tensor:
+        """What `send` has started, once it is there: copies for this rank's experts, grouped by expert."""
+        return permute(arrived(*sent), self.arrived.order, self.arrived.inverse)
 
     def from_experts(self, outputs: Tensor) -> Tensor:
-        """What the experts give for each copy, in the order in which `to_experts` was given these.
-
-        Collective, forward and backward.
-        """
+        """What the experts give for each copy, in the order in which `send` was given these."""
         assert self.ranks.group is not None
         by_rank = permute(outputs, self.arrived.inverse, self.arrived.order)
         return all_to_all(by_rank, self.sent, self.received, self.ranks.group)

@@ -223,6 +223,20 @@ class ExpertsOut(Layer):
         return {"weight": slices}
 
 
+class SentTokens(NamedTuple):
+    """Tokens between `Experts.send` and `Experts.mix`.
+
+    tokens: (batch, seq, width), all of them. weights: see `Routing`. copies: gives those for this rank's
+    experts, once they are there. exchange: with other ranks, where experts are dealt out.
+    """
+
+    tokens: Tensor
+    weights: Tensor
+    dispatch: Dispatch
+    copies: Callable[[], Tensor]
+    exchange: ExpertExchange | None = None
+
+
 class Experts(nn.Module):
     """The experts of a layer; each is an MLP of the model's kind, without biases.
 
@@ -248,25 +262,37 @@ class Experts(nn.Module):
 
         Where experts are dealt out, collective over their ranks, forward and backward.
         """
+        return self.mix(self.send(x, routing))
+
+    def send(self, x: Tensor, routing: Routing) -> SentTokens:
+        """The first part of `forward`: copies of the tokens are on their way to their experts behind it."""
         whole = column_input(x, self.tp) if self.tp.size > 1 else x
         tokens = whole.reshape(-1, whole.shape[-1])
         dispatch = Dispatch.of(routing.experts.flatten(0, 1), self.experts)
-        outputs = self._outputs(scatter_to_experts(tokens, dispatch, self.k), dispatch)
-        mixed = gather_from_experts(outputs, dispatch, routing.weights.flatten(0, 1)).view_as(whole)
-        return row_output(sequence_first(mixed, self.tp), self.tp) if self.tp.size > 1 else mixed
-
-    def _outputs(self, copies: Tensor, dispatch: Dispatch) -> Tensor:
-        """What the experts give for copies that are grouped by expert: (copies, width), both."""
+        copies = scatter_to_experts(tokens, dispatch, self.k)
         if self.ranks.size == 1:
-            return self.down_proj(self.activation(*self.into(copies, dispatch.ends)), dispatch.ends)
+            return SentTokens(whole, routing.weights, dispatch, lambda: copies)
         exchange = ExpertExchange.of(dispatch, self.ranks)
-        ends = exchange.arrived.ends
-        outputs = self.down_proj(self.activation(*self.into(exchange.to_experts(copies), ends)), ends)
-        return exchange.from_experts(outputs)
+        sent = exchange.send(copies)
+        return SentTokens(whole, routing.weights, dispatch, lambda: exchange.at_experts(sent), exchange)
+
+    def mix(self, sent: SentTokens) -> Tensor:
+        """The second part of `forward`."""
+        dispatch, exchange = sent.dispatch, sent.exchange
+        ends = dispatch.ends if exchange is None else exchange.arrived.ends
+        outputs = self.down_proj(self.activation(*self.into(sent.copies(), ends)), ends)
+        if exchange is not None:
+            outputs = exchange.from_experts(outputs)
+        mixed = gather_from_experts(outputs, dispatch, sent.weights.flatten(0, 1)).view_as(sent.tokens)
+        return row_output(sequence_first(mixed, self.tp), self.tp) if self.tp.size > 1 else mixed
 
 
 class MixtureOfExperts(nn.Module):
-    """experts(x), by the router's choice, and shared_expert(x), if there is one."""
+    """experts(x), by the router's choice, and shared_expert(x), if there is one.
+
+    Where experts are dealt out the shared one computes while tokens, or backward their gradients, are on
+    their way between ranks.
+    """
 
     def __init__(
         self,
@@ -295,5 +321,7 @@ class MixtureOfExperts(nn.Module):
         piece: see `Batch`. limited: whether the experts have a capacity, if the settings give them one.
         """
         routing = self.router(x, piece, limited)
-        mixed: Tensor = self.experts(x, routing)
-        return (mixed if self.shared_expert is None else mixed + self.shared_expert(x)), routing.report
+        sent = self.experts.send(x, routing)
+        shared = None if self.shared_expert is None else self.shared_expert(x)
+        mixed = self.experts.mix(sent)
+        return (mixed if shared is None else mixed + shared), routing.report

@@ -8,6 +8,9 @@ Each does nothing where the group is None, so that a model on one rank pays noth
     reduce_scatter     own piece of the sum           all pieces concatenated
     all_to_all         a part from each rank          the parts sent back
 
+`send_to_all` and `arrived` are the two halves of `all_to_all`: what is computed between them, forward and
+backward, is computed while messages are under way.
+
 They are made of PyTorch's functional collectives, which torch.compile traces and selective activation
 checkpointing can keep.
 """
@@ -140,6 +143,48 @@ class _AllToAll(torch.autograd.Function):
         return wait(start_all_to_all(gradients[0], *ctx.back)), None, None, None
 
 
+class UnderWay:
+    """Rows that `send_to_all` has started to send: on the way back, their gradients.
+
+    They are no result of an autograd function: autograd would let others read them, and wants gradients to
+    have the shape of what they are of.
+    """
+
+    def __init__(self, received: list[int], sent: list[int], group: str) -> None:
+        self.forward, self.backward = (received, sent, group), (sent, received, group)
+        self.started: Tensor | None = None
+
+    def arrived(self) -> Tensor:
+        """What has been started, once it is there."""
+        assert self.started is not None
+        found, self.started = wait(self.started), None
+        return found
+
+
+class _SendToAll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, under_way: UnderWay) -> Tensor:
+        ctx.under_way = under_way
+        under_way.started = start_all_to_all(x, *under_way.forward)
+        return x.new_empty(())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return ctx.under_way.arrived(), None
+
+
+class _Arrived(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, link: Tensor, under_way: UnderWay) -> Tensor:
+        ctx.under_way = under_way
+        return under_way.arrived()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        ctx.under_way.started = start_all_to_all(gradients[0], *ctx.under_way.backward)
+        return gradients[0].new_empty(()), None
+
+
 def copy_to_group(x: Tensor, group: Group) -> Tensor:
     """x itself; its gradient is summed over the group.
 
@@ -171,6 +216,23 @@ def reduce_scatter(x: Tensor, dim: int, group: Group) -> Tensor:
 def all_to_all(x: Tensor, received: list[int], sent: list[int], group: ProcessGroup) -> Tensor:
     """`received[i]` rows (dimension 0) from each rank i; of x, `sent[i]` rows go there."""
     return _AllToAll.apply(x, received, sent, group.group_name)  # type: ignore[no-untyped-call]
+
+
+def send_to_all(
+    x: Tensor, received: list[int], sent: list[int], group: ProcessGroup
+) -> tuple[Tensor, UnderWay]:
+    """Starts what `all_to_all` does; `arrived` gives the result, for these two.
+
+    The first is a value of no meaning by which autograd knows the order: it goes back through what is
+    computed in between after it has started to send gradients back, and before it needs those that come.
+    """
+    under_way = UnderWay(received, sent, group.group_name)
+    return _SendToAll.apply(x, under_way), under_way  # type: ignore[no-untyped-call]
+
+
+def arrived(link: Tensor, under_way: UnderWay) -> Tensor:
+    """What `send_to_all` has started, once it is there. Once only."""
+    return _Arrived.apply(link, under_way)  # type: ignore[no-untyped-call]
 
 
 def all_reduce_max(x: Tensor, group: Group) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,14 +18,17 @@ from llmkit.engine.build import build_engine
 from llmkit.engine.native import NativeEngine
 from llmkit.model.gpt import GPT
 from llmkit.parallel.mesh import Mesh, make_mesh
-from llmkit.parity.subjects import RandomWeights
+from llmkit.parity.subjects import MODELS, RandomWeights
 from llmkit.plan import DeviceFacts, plan_for_shape
 from llmkit.plan.buckets import BucketSizes
 from llmkit.precision import PRECISIONS
 from tests.limits import HANG
 from tests.shapes import GPT2_STYLE, LLAMA_STYLE, random_model
 
-SHAPES = {"gpt2": GPT2_STYLE, "llama": LLAMA_STYLE}
+EXPERTS = replace(
+    MODELS["two-experts"], moe=MODELS["two-experts"].moe.model_copy(update={"bias_update_rate": 0.02})
+)
+SHAPES = {"gpt2": GPT2_STYLE, "llama": LLAMA_STYLE, "experts": EXPERTS}
 ROWS, LENGTH = 4, 24
 CPU = torch.device("cpu")
 BUCKETS = BucketSizes(native=8_000, persistent=60)
@@ -136,7 +140,7 @@ def make(
     )
     source = Weights(random_model(shape))
     engine.write_pieces(source, 0)
-    if stage == "native 0":
+    if stage == "native 0" and mesh["expert"].size == 1:
         assert (source.reads > 0) == (mesh["data", "context"].rank == 0), "one rank reads for all"
     return engine, shape
 
@@ -187,31 +191,36 @@ def compare(
     return found
 
 
-def void_steps(precision: str, stages: list[str], offload: str) -> dict:
-    """One step has no target, in the next one rank's loss is not finite: what they did, and what followed."""
-    mesh = make_mesh(1)
+def void_steps(
+    precision: str, stages: list[str], offload: str = "none", style: str = "llama", expert_size: int = 1
+) -> dict:
+    """One step has no target, in the next one rank's loss is not finite, or, where there are experts, what it
+    makes of its tokens: what they did, and what followed."""
+    mesh = make_mesh(1, expert_size=expert_size)
     found = {}
     for stage in stages:
-        engine, shape = make("llama", stage, mesh, precision, 2, offload=offload)
+        options = {"offload": offload, "expert_parallel_size": expert_size}
+        engine, shape = make(style, stage, mesh, precision, 2, **options)
         poisoned = False
 
-        def poison(module: object, inputs: object, loss: LossSum) -> LossSum:
-            here = poisoned and mesh.rank == mesh.world_size - 1  # noqa: B023
-            return replace_nats(loss, float("nan")) if here else loss
+        def poison(module: object, inputs: object, output: Any) -> Any:
+            if not poisoned or mesh.rank < mesh.world_size - 1:  # noqa: B023
+                return output
+            return replace_nats(output, math.nan) if isinstance(output, LossSum) else output * math.nan
 
-        engine.model.register_forward_hook(poison)
+        (engine.model.embedding if style == "experts" else engine.model).register_forward_hook(poison)
         train(engine, shape, mesh, 2, range(2))
-        before = {(p.kind, p.name, p.range): p.data.clone() for p in engine.read_pieces()}
+        before = state_of(engine)
         micro_batches = step_batches(shape, 2, mesh, 2)[0]
         empty = [b._replace(labels=torch.full_like(b.labels, IGNORE)) for b in micro_batches]
         engine.train_step(empty, 0)
-        untouched = all(p.data.equal(before[p.kind, p.name, p.range]) for p in engine.read_pieces())
+        untouched = all(data.equal(before[key]) for key, data in state_of(engine).items())
         poisoned = True
         refused = train(engine, shape, mesh, 2, [2])[0]
         poisoned = False
-        same = all(p.data.equal(before[p.kind, p.name, p.range]) for p in engine.read_pieces())
+        same = all(data.equal(before[key]) for key, data in state_of(engine).items())
         after = train(engine, shape, mesh, 2, range(3, 6))
-        skipped = refused[2] == 1.0 and not torch.isfinite(torch.tensor(refused[1]))
+        skipped = refused[2] == 1.0 and not math.isfinite(refused[1])
         found[stage] = {
             "untouched": untouched, "skipped": skipped, "same": same, "rows": after,
             "updates": engine.optimizer_steps,
@@ -220,13 +229,18 @@ def void_steps(precision: str, stages: list[str], offload: str) -> dict:
     return found
 
 
+def state_of(engine: Engine) -> dict[Any, Tensor]:
+    """Copies of all that this rank would save, biases of routers included."""
+    return {(p.kind, p.name, p.box, p.range): p.data.clone() for p in engine.read_pieces()}
+
+
 def replace_nats(loss: LossSum, factor: float) -> LossSum:
     return loss._replace(nats=loss.nats * factor)
 
 
-def without_refused_step(precision: str) -> list:
+def without_refused_step(precision: str, style: str = "llama") -> list:
     """The rows of `void_steps` after those, from one process that never saw them."""
-    shape = replace(LLAMA_STYLE)
+    shape = SHAPES[style]
     config = Config.model_validate(CONFIG)
     engine = NativeEngine(
         GPT(shape), config.optimizer, precision=PRECISIONS[precision], gradient_clipping=0.5

@@ -172,3 +172,15 @@ def test_a_step_without_targets_or_with_a_nan_on_one_rank_changes_nothing_on_any
             assert found["updates"] == 5
             for row, expected in zip(found["rows"], wanted, strict=True):
                 assert row[0] == pytest.approx(expected[0], rel=1e-6 if precision == "fp32" else 2e-3), stage
+
+
+def test_a_nan_in_the_tokens_of_one_rank_changes_nothing_on_those_that_it_deals_experts_out_with():
+    arguments = {"precision": "fp32", "stages": STAGES[:2], "style": "experts", "expert_size": 2}
+    results = run_ranks(2, f"{CASES}:void_steps", **arguments)
+    wanted = rank_cases.without_refused_step("fp32", "experts")
+    for figures in results:
+        for stage, found in figures.items():
+            assert found["untouched"] and found["skipped"] and found["same"], stage
+            assert found["updates"] == 5
+            for row, expected in zip(found["rows"], wanted, strict=True):
+                assert row[0] == pytest.approx(expected[0], rel=1e-6), stage

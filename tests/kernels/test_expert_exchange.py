@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 from llmkit.config.model_section import Moe
 from llmkit.kernels.operators import TORCH
 from llmkit.model.gpt import NO_TENSOR_PARALLELISM
-from llmkit.model.moe import Experts, Routing
+from llmkit.model.moe import Experts, MixtureOfExperts, Routing
+from llmkit.parallel import collectives
 from llmkit.parallel.mesh import ALL_EXPERTS, ExpertParallel
 from llmkit.parity.compare import relative_error
 from llmkit.parity.subjects import MODERN
@@ -88,7 +90,42 @@ def compare() -> dict[str, Any]:
             rows = weight.grad.unflatten(0, (EXPERTS, -1))[ranks.rank * share : (ranks.rank + 1) * share]
             pairs.append((mine.get_parameter(name).grad, rows.flatten(0, 1)))
         found[case.name] = max(_error(*pair) for pair in pairs)
-    return found
+    return found | beside_a_shared_expert(ranks)
+
+
+def beside_a_shared_expert(ranks: ExpertParallel) -> dict[str, Any]:
+    """What a mixture with a shared expert does one after the other, forward and backward; whether outputs and
+    gradients have the bits of both parts computed one by one."""
+    moe = Moe(num_experts=EXPERTS, moe_intermediate_size=20, shared_expert_intermediate_size=12)
+    mixture = MixtureOfExperts(replace(MODERN, moe=moe), NO_TENSOR_PARALLELISM, TORCH, ranks=ranks)
+    assert mixture.shared_expert is not None
+    draw, events = torch.Generator().manual_seed(ranks.rank), list[str]()
+    for weight in mixture.parameters():
+        weight.data = torch.randn(weight.shape, generator=draw) * 0.2
+    x, gradient = torch.randn(2, 2, 5, WIDTH, generator=draw)
+
+    def outcome(compute: Any) -> list[Tensor]:
+        mixture.zero_grad()
+        given = x.clone().requires_grad_()
+        outputs = compute(given)
+        outputs.backward(gradient)
+        return [outputs, given.grad, *(weight.grad for weight in mixture.parameters())]
+
+    def computed(module: Any, inputs: Any, output: Tensor) -> None:
+        events.append("shared")
+        output.register_hook(lambda _: events.append("shared"))
+
+    def told(name: str) -> Any:
+        real = getattr(collectives, name)
+        return patch.object(collectives, name, lambda *given: (events.append(name), real(*given))[1])
+
+    one_by_one = outcome(lambda x: mixture.experts(x, mixture.router(x)) + mixture.shared_expert(x))
+    hook = mixture.shared_expert.register_forward_hook(computed)
+    with told("start_all_to_all"), told("wait"):
+        together = outcome(lambda x: mixture(x)[0])
+    hook.remove()
+    same = all(mine.equal(wanted) for mine, wanted in zip(together, one_by_one, strict=True))
+    return {"events": events, "bits": same}
 
 
 def _error(mine: Tensor, wanted: Tensor) -> float:
@@ -105,3 +142,10 @@ def found() -> list[dict[str, float]]:
 def test_dealt_out_experts_give_what_one_process_gives(found, case):
     for rank, errors in enumerate(found):
         assert errors[case.name] <= case.tolerance, rank
+
+
+def test_a_shared_expert_computes_while_tokens_and_gradients_are_under_way(found):
+    there, back = ["start_all_to_all", "shared", "wait"], ["start_all_to_all", "wait"]
+    for rank, figures in enumerate(found):
+        assert figures["events"] == there + back + back + there, rank
+        assert figures["bits"], rank
