@@ -23,7 +23,7 @@ def script(name: str) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["commands"])
+@pytest.mark.parametrize("name", ["commands", "curves"])
 def test_the_page_is_current(name: str) -> None:
     made = script(name).markdown()
     page = DOCS / f"{name}.md"
