@@ -13,6 +13,8 @@ BIN := $(VENV)/bin
 WORKERS ?= 0
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 SYSTEM_TORCH ?=
+NEWEST := build/newest
+QUICK := tests/config tests/model tests/kernels tests/data tests/checkpoint tests/hf tests/test_train.py
 
 # An environment keeps what it was made with: asking for something else means making it anew.
 MADE_WITH := $(strip $(shell cat $(VENV)/.made-with 2>/dev/null))
@@ -28,7 +30,7 @@ endif
 SYSTEM_TORCH := $(findstring system-torch,$(MADE_WITH))
 endif
 
-.PHONY: demo test test-all test-gpu check docs site clean
+.PHONY: demo test test-all test-gpu check docs site constraints clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -51,9 +53,23 @@ check: $(VENV)/.installed-dev
 docs: $(VENV)/.installed
 	$(BIN)/python -c 'from llmkit.config.keys import markdown; print(markdown(), end="")' > docs/config.md
 	$(BIN)/python docs/commands.py > docs/commands.md
+	$(BIN)/python docs/curves.py > docs/curves.md
 
 site: $(VENV)/.installed-dev
 	$(BIN)/python docs/site.py
+
+# The newest versions that pyproject.toml allows, tried, and written down; what torch brings for GPUs is left to it.
+constraints: $(VENV)/bin/python
+	rm -rf $(NEWEST)
+	$(BIN)/python -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -e '.[dev]'
+	$(NEWEST)/bin/python -m pytest -n $(WORKERS) -q $(or $(ARGS),$(QUICK))
+	{ head -n 1 constraints.txt; \
+	  $(NEWEST)/bin/python -m pip freeze --exclude-editable | grep -E '^[A-Za-z0-9_.-]+==' \
+	  | grep -v -E '^(nvidia-(cu|nccl|nvjitlink|nvshmem|nvtx)|cuda-)' | sed 's/+.*//' | LC_ALL=C sort -f; \
+	} > $(NEWEST)/constraints.txt
+	mv $(NEWEST)/constraints.txt constraints.txt
+	git --no-pager diff --stat constraints.txt
 
 clean:
 	rm -rf $(VENV)

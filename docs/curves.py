@@ -1,7 +1,7 @@
 """Curves of recipes that were run on a CPU: keeps those of a run, and makes docs/curves.md of what is kept.
 
     python docs/curves.py keep RUN [NAME]     from the folder of a run that has ended
-    python docs/curves.py                     the page and its pictures anew (`make docs`)
+    python docs/curves.py > docs/curves.md    the page, and its pictures in docs/curves (`make docs`)
 
 What is kept lies in configs/recipes/curves/NAME, and is a run folder, too, so that `llmkit report` draws it
 beside another run: rows of metrics.jsonl, the settings, how it was started, on what and for how long.
@@ -197,13 +197,14 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] == ["keep"] and len(arguments) in (2, 3):
         run = read_run(Path(arguments[1]))
         keep(run, KEPT / (arguments[2] if len(arguments) == 3 else run.name))
-    elif arguments:
+        return 0
+    if arguments:
         print(__doc__, file=sys.stderr)
         return 2
     PICTURES.mkdir(exist_ok=True)
     for run in kept_runs():
         (PICTURES / f"{run.name}.svg").write_text(picture(run))
-    (ROOT / "docs/curves.md").write_text(markdown())
+    sys.stdout.write(markdown())
     return 0
 
 
