@@ -202,9 +202,9 @@ def _data(options: argparse.Namespace, started: float) -> int:
         config.data, report, seed=config.run.seed, workers=options.workers, tokenizer=tokenizer
     )
     if options.action == "verify":
-        from llmkit.data.prepared import verify
+        from llmkit.data.verify_command import verify_command
 
-        verify(prepared, print)
+        verify_command(prepared, report, options.json)
     elif options.action == "inspect":
         from llmkit.data.inspect_command import inspect_command, rows_command
 
@@ -270,7 +270,7 @@ def _new(options: argparse.Namespace, started: float) -> int:
 def _ladder(options: argparse.Namespace, started: float) -> int:
     from llmkit.recipes.ladder import ladder_command
 
-    return ladder_command(Path(options.folder))
+    return ladder_command(Path(options.folder), as_json=options.json)
 
 
 def _plan(options: argparse.Namespace, started: float) -> int:
@@ -382,6 +382,8 @@ def _data_parser(commands: Commands) -> None:
                 help="only say sizes, tokens, time and disk beforehand",
             )
             action.add_argument("--json", action="store_true", help="with --plan: as JSON")
+        if name == "verify":
+            action.add_argument("--json", action="store_true", help="print a JSON object instead")
         if name == "inspect":
             _add_inspect_options(action)
 

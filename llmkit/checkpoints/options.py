@@ -40,6 +40,7 @@ def _verify_parser(actions: Commands) -> None:
     parser = _action(actions, "verify", what, _verify)
     _add_place(parser)
     parser.add_argument("--quick", action="store_true", help="look at the sizes of files alone")
+    parser.add_argument("--json", action="store_true", help="print a JSON object instead")
 
 
 def _diff_parser(actions: Commands) -> None:
@@ -140,7 +141,7 @@ def _list(options: argparse.Namespace) -> int:
 def _verify(options: argparse.Namespace) -> int:
     from llmkit.checkpoints.verifying import verify_command
 
-    return verify_command(Path(options.path), options.quick, os.environ)
+    return verify_command(Path(options.path), options.quick, os.environ, as_json=options.json)
 
 
 def _diff(options: argparse.Namespace) -> int:

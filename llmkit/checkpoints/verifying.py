@@ -19,12 +19,13 @@ from llmkit.parallel.rank_info import rank_info_from_env
 from llmkit.parallel.world import TIMEOUT, process_group
 
 
-def verify_command(path: Path, quick: bool, environment: Mapping[str, str]) -> int:
+def verify_command(path: Path, quick: bool, environment: Mapping[str, str], *, as_json: bool = False) -> int:
     """Prints each checkpoint at a path with every file and block of it that is damaged; the exit code.
 
-    The ranks of a launch read a share each. quick: only the sizes of files are compared. Raises UserError
-    where there are no checkpoints.
+    The ranks of a launch read a share each. quick: only the sizes of files are compared. as_json: one object
+    at the end instead of lines. Raises UserError where there are no checkpoints.
     """
+    checked = list[dict[str, object]]()
     with process_group(rank_info_from_env(environment), TIMEOUT) as mesh:
         named = json.loads(on_rank_zero(mesh, lambda: json.dumps([str(each) for each in find(path).folders])))
         damaged = 0
@@ -33,11 +34,14 @@ def verify_command(path: Path, quick: bool, environment: Mapping[str, str]) -> i
             if problems and not on_rank_zero(mesh, partial(_name_if_there, folder)):
                 continue  # a run that is under way has deleted it meanwhile
             damaged += bool(problems)
-            if mesh.rank == 0:
+            checked.append({"path": str(folder), "good": not problems, "bytes": size, "problems": problems})
+            if mesh.rank == 0 and not as_json:
                 what = "files of the right sizes, not read" if quick else "every block is as it was written"
                 found = f"{len(problems)} damaged" if problems else f"{what}, {show_bytes(size)}"
                 print(f"{folder}: {found}")
                 print("".join(f"  {problem}\n" for problem in problems), end="", flush=True)
+        if mesh.rank == 0 and as_json:
+            print(json.dumps({"good": not damaged, "quick": quick, "checkpoints": checked}, indent=2))
     return 1 if damaged else 0
 
 

@@ -11,6 +11,8 @@ from typing import NoReturn
 from llmkit.config.mistakes import Mistake, printable
 
 MAX_BYTES = 2**20
+SHIPPED, SHIPPED_FOLDERS = Path(__file__).parents[1] / "shipped", ("configs", "launch", "slurm")
+"""What `llmkit launch-files` writes."""
 
 
 class UnreadableError(Exception):
@@ -32,7 +34,11 @@ def read_text(path: Path, shown: str) -> str:
 
     try:
         if not path.exists():
-            order = "; the configuration comes before the overrides" if "=" in shown else similar(path)
+            order = (
+                "; the configuration comes before the overrides"
+                if "=" in shown
+                else similar(path) or shipped(shown)
+            )
             refuse(f"there is no such file{order}")
         if not path.is_file():
             refuse("this is no file" + (f" but a folder{_within(path, shown)}" if path.is_dir() else ""))
@@ -53,6 +59,17 @@ def similar(path: Path) -> str:
     with contextlib.suppress(OSError):
         if close := difflib.get_close_matches(path.name, os.listdir(path.parent), n=1, cutoff=0.75):
             return f"; did you mean {printable(close[0])}?"
+    return ""
+
+
+def shipped(shown: str) -> str:
+    """How a file that comes with llmkit, and is not here, is had; "" for other files.
+
+    shown: its path from the working directory.
+    """
+    name = os.path.normpath(shown)
+    if name.split(os.sep)[0] in SHIPPED_FOLDERS and (SHIPPED / name).is_file():
+        return "; it comes with llmkit: `llmkit launch-files .` writes it, and the others, into this folder"
     return ""
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from llmkit.config import initial_model
 from llmkit.config.check import check
-from llmkit.config.file_text import similar
+from llmkit.config.file_text import shipped, similar
 from llmkit.config.initial_model import ReadModel, differing, with_stored_model
 from llmkit.config.keys import all_keys
 from llmkit.config.layers import Layer, Layers, flat, mixed, tied
@@ -200,7 +200,7 @@ class _Files:
         what = ""
         if "\0" in name or not may_exist(target):
             what = f"extends: there is no file {shown_target} (names are relative to this file)"
-            what += "" if "\0" in name else similar(target)
+            what += "" if "\0" in name else similar(target) or shipped(shown_target)
         elif os.path.isdir(target):
             what = f"extends: {shown_target} is no file but a folder; name a file in it"
         elif _real(target) in chain:

@@ -162,8 +162,12 @@ def lane_lines(prepared: PreparedData, ranks: int) -> Iterator[str]:
         yield line
 
 
-def verify(prepared: PreparedData, report: Callable[[str], None]) -> None:
-    """Check all that has a checksum; raises UserError that names the first damaged file."""
+def verify(prepared: PreparedData, report: Callable[[str], None]) -> list[dict[str, object]]:
+    """Check all that has a checksum; raises UserError that names the first damaged file.
+
+    Returns what was read of each source, for programs: name, split, tokens and blocks, or that it is live.
+    """
+    read = list[dict[str, object]]()
     for name, split, rows in _datasets(prepared):
         known = "as they were written" if isinstance(rows, ShardReader) else "ids of the vocabulary"
         if isinstance(rows, ShardReader) and rows.index.version == 1:
@@ -172,9 +176,12 @@ def verify(prepared: PreparedData, report: Callable[[str], None]) -> None:
         if isinstance(rows, MegatronReader) and (inside := rows.ends_inside()):
             known += f"; {inside:,} end-of-text lie inside documents of the .idx, which end there for a row"
         report(f"{name}/{split}: {rows.tokens:,} tokens in {blocks} blocks are {known}")
+        read.append({"source": name, "split": split, "tokens": rows.tokens, "blocks": blocks, "known": known})
     for source in prepared.sources:
         if source.live:
             report(f"{source.name}: is tokenized while training, so there is nothing to verify")
+            read.append({"source": source.name, "live": True})
+    return read
 
 
 def _text_without_checksum(rows: ShardReader, tokenizer: Tokenizer) -> str:

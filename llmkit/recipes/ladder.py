@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llmkit.config.derive import resolved_model
@@ -15,7 +16,7 @@ from llmkit.errors import UserError
 from llmkit.files import read_json
 from llmkit.monitor.flops import train_flops_per_token
 from llmkit.monitor.metrics import MetricsFile
-from llmkit.recipes.fit import SHARE, fit, interval
+from llmkit.recipes.fit import SHARE, Law, fit, interval
 from llmkit.recipes.new import TARGET
 from llmkit.run_folder import DONE
 
@@ -37,7 +38,47 @@ class Rung:
     bits: float | None
 
 
-def ladder_command(folder: Path, show: Callable[[str], None] = print) -> int:
+@dataclass(frozen=True)
+class RungLine:
+    """A finished run as it is shown. loss: held out, nats a token; law: what the law gives for it."""
+
+    name: str
+    parameters: int
+    tokens: int
+    flops: float
+    loss: float
+    bits_per_byte: float | None
+    law: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A loss that smaller runs predict, in nats a token. trained: what came of it; None: not trained yet.
+
+    low, high: what holds `SHARE` of the predictions with the runs' noise; None: not asked for.
+    """
+
+    name: str
+    flops: float
+    loss: float
+    bits_per_byte: float | None
+    low: float | None
+    high: float | None
+    trained: float | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a ladder says; `--json` prints it. check: the largest rung by those below it, if these suffice."""
+
+    rungs: list[RungLine]
+    law: Law
+    check: Prediction | None
+    target: Prediction | None
+    left_out: list[str]
+
+
+def ladder_command(folder: Path, *, as_json: bool = False) -> int:
     """Shows the runs of a ladder, their law, how well it predicts the largest, and what it predicts."""
     files = sorted(folder.glob("*.yaml"))
     if not files:
@@ -64,10 +105,8 @@ def ladder_command(folder: Path, show: Callable[[str], None] = print) -> int:
     if target is not None:
         data[target[0]] = located(target[1].data, Path.cwd())
     _require_alike(data)
-    for note in missing:
-        show(f"left out: {note}")
-    for line in _report(rungs, target):
-        show(line)
+    summary = _summary(rungs, target, missing)
+    print(json.dumps(asdict(summary), indent=2) if as_json else "\n".join(_report(summary)))
     return 0
 
 
@@ -120,47 +159,63 @@ def _require_alike(data: Mapping[Path, Data]) -> None:
                 )
 
 
-def _report(rungs: list[Rung], target: tuple[Path, Config, Rung | None] | None) -> Iterator[str]:
+def _summary(
+    rungs: list[Rung], target: tuple[Path, Config, Rung | None] | None, left_out: list[str]
+) -> Summary:
+    """What the rungs say.
+
+    rungs: the smallest first. target: its file, its settings, and its run where that is done.
+    """
     flops, losses = [rung.flops for rung in rungs], [rung.loss for rung in rungs]
-    law = fit(flops, losses)
+    law, check = fit(flops, losses), None
+    lines = [
+        RungLine(r.file.stem, r.parameters, r.tokens, r.flops, r.loss, r.bits, law.loss(r.flops))
+        for r in rungs
+    ]
+    if len(rungs) > LEAST:
+        last = rungs[-1]
+        below = fit(flops[:-1], losses[:-1]).loss(last.flops)
+        check = Prediction(last.file.stem, last.flops, below, None, None, None, last.loss)
+    predicted = None
+    if target is not None and target[1].train.max_steps is None:
+        why = "train.max_steps is not set, so its FLOPs are not known and nothing is predicted"
+        left_out = [*left_out, f"{target[0]}: {why}"]
+    elif target is not None:
+        _, config, done = target
+        at = planned_flops(config, rungs[-1].vocab_size)
+        loss, (low, high), bits = law.loss(at), interval(flops, losses, at), rungs[-1].bits
+        bits = None if bits is None else loss * bits / rungs[-1].loss
+        trained = None if done is None else done.loss
+        predicted = Prediction(config.run.name, at, loss, bits, low, high, trained)
+    return Summary(lines, law, check, predicted, left_out)
+
+
+def _report(found: Summary) -> Iterator[str]:
+    for note in found.left_out:
+        yield f"left out: {note}"
     yield (
         f"{'rung':<24} {'parameters':>14} {'tokens':>16} {'FLOPs':>9} {'loss':>8} {'bits/byte':>9} {'law':>8}"
     )
-    for rung in rungs:
-        bits = "" if rung.bits is None else f"{rung.bits:.4f}"
+    for rung in found.rungs:
+        bits = "" if rung.bits_per_byte is None else f"{rung.bits_per_byte:.4f}"
         yield (
-            f"{rung.file.stem:<24} {rung.parameters:>14,} {rung.tokens:>16,} {rung.flops:>9.2e} "
-            f"{rung.loss:>8.4f} {bits:>9} {law.loss(rung.flops):>8.4f}"
+            f"{rung.name:<24} {rung.parameters:>14,} {rung.tokens:>16,} {rung.flops:>9.2e} "
+            f"{rung.loss:>8.4f} {bits:>9} {rung.law:>8.4f}"
         )
+    law = found.law
     yield f"law: loss = {law.floor:.3f} + {law.scale:.3f} / (FLOPs / {law.unit:.2e})^{law.exponent:.3f}"
-    if len(rungs) > LEAST:
-        last = rungs[-1]
-        yield _against(
-            f"{last.file.stem}, predicted by the rungs below it",
-            fit(flops[:-1], losses[:-1]).loss(last.flops),
-            last,
+    if found.check is not None:
+        yield _against(f"{found.check.name}, predicted by the rungs below it", found.check)
+    if (target := found.target) is not None:
+        shown = "" if target.bits_per_byte is None else f", {target.bits_per_byte:.4f} bits per byte"
+        yield (
+            f"{target.name} ({target.flops:.2e} FLOPs): {target.loss:.4f} nats a token{shown}; {SHARE:.0%} "
+            f"between {target.low:.4f} and {target.high:.4f}, if the law holds so far"
         )
-    if target is not None:
-        yield from _prediction(rungs, *target)
+        if target.trained is not None:
+            yield _against(f"{target.name}, predicted by all rungs", target)
 
 
-def _prediction(rungs: list[Rung], file: Path, config: Config, done: Rung | None) -> Iterator[str]:
-    """What the rungs predict for the target, and how it came out where it is trained."""
-    flops, losses = [rung.flops for rung in rungs], [rung.loss for rung in rungs]
-    if config.train.max_steps is None:
-        yield f"{file}: train.max_steps is not set, so its FLOPs are not known and nothing is predicted"
-        return
-    at = planned_flops(config, rungs[-1].vocab_size)
-    predicted, (low, high) = fit(flops, losses).loss(at), interval(flops, losses, at)
-    bits = rungs[-1].bits
-    shown = "" if bits is None else f", {predicted * bits / rungs[-1].loss:.4f} bits per byte"
-    yield (
-        f"{config.run.name} ({at:.2e} FLOPs): {predicted:.4f} nats a token{shown}; {SHARE:.0%} "
-        f"between {low:.4f} and {high:.4f}, if the law holds so far"
-    )
-    if done is not None:
-        yield _against(f"{config.run.name}, predicted by all rungs", predicted, done)
-
-
-def _against(what: str, predicted: float, rung: Rung) -> str:
-    return f"{what}: {predicted:.4f}, trained {rung.loss:.4f}: {abs(predicted / rung.loss - 1):.2%} off"
+def _against(what: str, of: Prediction) -> str:
+    assert of.trained is not None
+    return f"{what}: {of.loss:.4f}, trained {of.trained:.4f}: {abs(of.loss / of.trained - 1):.2%} off"

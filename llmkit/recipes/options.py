@@ -40,6 +40,7 @@ def add_new_options(parser: argparse.ArgumentParser) -> None:
 def add_ladder_options(parser: argparse.ArgumentParser) -> None:
     """What `llmkit ladder` takes."""
     parser.add_argument("folder", metavar="FOLDER", help="that `llmkit new --ladder` wrote")
+    parser.add_argument("--json", action="store_true", help="print a JSON object instead")
 
 
 def quantity(text: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -50,6 +51,21 @@ def test_all_that_is_damaged_is_named(
     out = capsys.readouterr().out
     assert f"{folder}: 2 damaged" in out and "tokenizer.json: No such file" in out
     assert "step-00000002: 1 damaged" in out and "step-00000004: every block" in out
+
+
+def test_json_says_the_same(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["checkpoint", "verify", "runs/tiny", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["good"], found["quick"], len(found["checkpoints"])) == (True, False, 4)
+    folder = Path("runs/tiny/checkpoints/step-00000008")
+    assert found["checkpoints"][-1] == {
+        "path": str(folder), "good": True, "bytes": load(folder).nbytes, "problems": [],
+    }  # fmt: skip
+    flip(folder / PIECES, 5)
+    assert main(["checkpoint", "verify", "runs/tiny", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert not found["good"] and [each["good"] for each in found["checkpoints"]] == [True, True, True, False]
+    assert "bytes 0 to" in found["checkpoints"][-1]["problems"][0]
 
 
 def test_each_damaged_block_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,6 +59,20 @@ def test_the_law_of_the_rungs_predicts_the_target(ladder, capsys):
     low, high = (float(part) for part in line.split("between ")[1].split(",")[0].split(" and "))
     assert low < expected < high
     trained(ladder / "target.yaml", off=1.01)
+    assert main(["ladder", "tiny", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [rung["name"] for rung in found["rungs"]] == list(FILES[:4]) and found["left_out"] == []
+    assert found["check"]["name"] == "rung-4" and found["check"]["loss"] == pytest.approx(
+        found["check"]["trained"], rel=2e-3
+    )
+    target = found["target"]
+    assert target["name"] == "tiny" and target["low"] < target["loss"] < target["high"]
+    assert target["loss"] == pytest.approx(expected, rel=2e-3)
+    assert target["trained"] == pytest.approx(1.01 * expected)
+    law = found["law"]
+    assert law["floor"] + law["scale"] * (target["flops"] / law["unit"]) ** -law["exponent"] == pytest.approx(
+        target["loss"]
+    )
     assert main(["ladder", "tiny"]) == 0
     (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("tiny, predicted"))
     assert 0.7 < float(line.split()[-2].removesuffix("%")) < 1.3 and line.endswith("% off")
