@@ -53,6 +53,7 @@ check: $(VENV)/.installed-dev
 docs: $(VENV)/.installed
 	$(BIN)/python -c 'from llmkit.config.keys import markdown; print(markdown(), end="")' > docs/config.md
 	$(BIN)/python docs/commands.py > docs/commands.md
+	$(BIN)/python docs/python_api.py > docs/python-api.md
 	$(BIN)/python docs/curves.py > docs/curves.md
 
 site: $(VENV)/.installed-dev

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 
 import pytest
 
+import llmkit
+from llmkit import Hook, Model, Run, TrainedModel
 from llmkit.cli import _parser
 from tests.test_command_examples import COMMANDS
 
@@ -23,11 +25,22 @@ def script(name: str) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["commands", "curves"])
+@pytest.mark.parametrize("name", ["commands", "curves", "python_api"])
 def test_the_page_is_current(name: str) -> None:
     made = script(name).markdown()
-    page = DOCS / f"{name}.md"
-    assert page.read_text() == made, f"renew it with: python docs/{name}.py > docs/{name}.md"
+    page = DOCS / f"{name.replace('_', '-')}.md"
+    assert page.read_text() == made, f"renew it with: python docs/{name}.py > docs/{page.name}"
+
+
+def test_the_page_of_the_api_has_what_the_package_has() -> None:
+    page = (DOCS / "python-api.md").read_text()
+    for name in llmkit.__all__:
+        assert page.count(f"\n### llmkit.{name}\n") == 1
+    for each in (Run, TrainedModel, Hook, Model):
+        public = {name: value for name, value in vars(each).items() if name[0] != "_"}
+        methods = [name for name, value in public.items() if isinstance(value, (FunctionType, property))]
+        assert methods and all(f"\n#### {each.__name__}.{name}\n" in page for name in methods)
+    assert "- `fresh`: raise where the run has checkpoints." in page  # from within a paragraph
 
 
 def test_the_page_of_commands_has_each_command_and_option_once() -> None:
