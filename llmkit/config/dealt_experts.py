@@ -61,9 +61,6 @@ def _check_engine(s: Settings) -> Iterator[Mistake]:
             "offload, and parallel.engine=native"
         )
         yield s.mistake(what, _SIZE, cause, note=note)
-    if parallel.layout == "auto":
-        note = "the layouts that it chooses from have no expert parallelism; set it to given"
-        yield s.mistake("{0} does not go with {1}", "parallel.layout", _SIZE, note=note)
     if s.config.train.objective != "causal_lm" or s.config.data.has_pairs:
         note = "the reference model of pairs is held whole; set the size to 1"
         yield s.mistake("{0} does not go with {1}", _SIZE, "train.objective", note=note)

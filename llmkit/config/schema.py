@@ -260,9 +260,9 @@ class Parallel(Section):
     """Processes of the whole run; a launch of another number is refused. Default: as many as there are."""
     layout: Literal["given", "auto"] = "given"
     """auto = what is not given of zero_stage, engine, tensor_parallel_size, context_parallel_size,
-    sequence_parallel, offload and activation_checkpointing is chosen at each start: the fastest for the
-    processes and their device, by the estimates of `llmkit plan` (docs/plan.md). given = what is not given
-    has its default."""
+    expert_parallel_size, sequence_parallel, offload and activation_checkpointing is chosen at each start: the
+    fastest for the processes and their device, by the estimates of `llmkit plan` (docs/plan.md). given = what
+    is not given has its default."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] | Literal["auto"] = "auto"
     """What the data-parallel ranks share out instead of holding it each: 0 = nothing (DDP), 1 = masters
     and moments, 2 = gradients too, 3 = weights too (ZeRO); auto = what accelerate's configuration

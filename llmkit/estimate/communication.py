@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmkit.estimate.collectives import CONTENTION, Spread, exchanged, gathered, passed, sent
-from llmkit.estimate.computing import Computing, Pass
+from llmkit.estimate.computing import Computing, Pass, shared_expert
 from llmkit.estimate.hardware import Fleet
+from llmkit.estimate.rates import Rates
 from llmkit.estimate.workload import Workload
 
 BUCKET = 25 * 2.0**20
@@ -15,6 +16,8 @@ HOST_BANDWIDTH = 20e9
 """Bytes a second and direction between a device and its host's pinned memory (assumed of PCIe 4 and 5)."""
 HOST_UPDATE = 0.5e-9
 """Seconds of a host for the update of a parameter of one rank, by 8 threads (assumed; one thread: 3.7 ns)."""
+COUNT_BYTES = 8
+"""Of the number of copies for an expert, which ranks tell each other before they send these."""
 HOPS_EXPOSED = 0.3
 """Share of the messages between pipeline stages that nothing hides (assumed)."""
 
@@ -128,6 +131,37 @@ def _around_ring(work: Workload, spread: Spread, attention: Pass) -> Sent:
     return forward.times(1.0 + again).plus(back)
 
 
+def expert_parallel(work: Workload, fleet: Fleet, rates: Rates) -> Sent:
+    """Of a micro-batch: copies of tokens to the ranks that hold their experts, and back, in each such layer.
+
+    Two all-to-alls forward and two backward (Lepikhin et al. 2021), and one of the copies' numbers forward;
+    full recomputation repeats the forward ones. A shared expert computes beside one of them, forward and
+    backward. Loads are taken to be alike: all ranks wait for the one that gets most.
+    """
+    if work.expert == 1:
+        return Sent()
+    spread, layers = expert_spread(work, fleet), work.shape.expert_layers / work.pipeline
+    once = exchanged(expert_bytes(work), spread)
+    counts = exchanged(work.shape.moe.num_experts * COUNT_BYTES, spread)
+    again = 1.0 / work.recompute_every if work.recompute == "full" else 0.0
+    passes, beside = 1.0 + again, shared_expert(work, rates)
+    forward = Sent.beside(once * layers, beside.forward).times(passes)
+    back = Sent.beside(once * layers, beside.backward)
+    alone = (passes * (once + counts) + once) * layers
+    return forward.plus(back).plus(Sent(alone))
+
+
+def expert_bytes(work: Workload) -> float:
+    """Bytes of all copies of a rank's tokens, which it sends to their experts; tensor-parallel ranks, which
+    compute the same tokens, send a copy each."""
+    return work.tokens * work.shape.moe.num_experts_per_tok * work.shape.hidden_size * work.value_bytes
+
+
+def expert_spread(work: Workload, fleet: Fleet) -> Spread:
+    """Ranks among which experts are dealt out."""
+    return Spread(fleet, work.expert, work.tensor)
+
+
 def sharded_weights(work: Workload, fleet: Fleet, computed: Computing) -> Sent:
     """Of a micro-batch under ZeRO-3: weights gathered for each pass, gradients reduce-scattered.
 
@@ -151,24 +185,32 @@ def sharded_weights(work: Workload, fleet: Fleet, computed: Computing) -> Sent:
 def gradients(work: Workload, fleet: Fleet, computed: Computing) -> Sent:
     """Of a step below ZeRO-3: gradients summed beside the last backward pass, weights gathered.
 
-    Buckets leave as they are complete (Li et al. 2020); of the last one nothing is hidden.
+    Buckets leave as they are complete (Li et al. 2020); of the last one nothing is hidden. Experts that are
+    dealt out have buckets of their own, for the ranks that hold the same ones.
     """
-    spread = data_spread(work, fleet)
-    if work.zero == 3 or spread.ranks == 1:
+    dealt = 0.0 if work.frozen else work.dealt
+    experts = _summed(work, dealt, copies_spread(work, fleet), computed)
+    return experts.plus(_summed(work, work.trained - dealt, data_spread(work, fleet), computed))
+
+
+def _summed(work: Workload, elements: float, spread: Spread, computed: Computing) -> Sent:
+    """`gradients` of so many elements of a rank, over the ranks that hold the same ones."""
+    if work.zero == 3 or spread.ranks == 1 or not elements:
         return Sent()
     exchange, bucket = work.exchange, BUCKET * max(1.0, spread.ranks / 32.0)
-    size = work.trained * exchange.gradient_bytes
+    size = elements * exchange.gradient_bytes
     scattered = gathered(size, spread, max(1.0, size / bucket))
     if exchange.all_reduce:
         scattered *= 2.0
     times = work.micro_batches if exchange.each_micro_batch else 1.0
     passes = computed.layers
     room = passes.backward + passes.again + (computed.head.total + computed.loss.total) * 2 / 3
+    room *= elements / work.trained
     alone = scattered * max(1.0 - exchange.beside, min(1.0, bucket / size))
     sums = Sent.beside(scattered, room, alone).times(times)
     if work.zero == 0:
         return sums
-    size = work.trained * work.weight_bytes
+    size = elements * work.weight_bytes
     weights = gathered(size, spread, max(1.0, size / bucket))
     if exchange.gathers_late:
         return sums.plus(Sent(weights))
@@ -226,6 +268,11 @@ def host_bytes(work: Workload) -> tuple[float, float]:
     times = work.micro_batches if work.zero == 3 or work.value_bytes == 4 else 1.0
     weights = 2.0 * work.micro_batches * work.sharded_bytes / work.replicas
     return sums * times, sums * (times - 1.0) + (weights if work.zero == 3 else 0.0)
+
+
+def copies_spread(work: Workload, fleet: Fleet) -> Spread:
+    """Ranks that hold the same experts, where these are dealt out."""
+    return Spread(fleet, work.replicas // work.expert, work.tensor * work.expert)
 
 
 def data_spread(work: Workload, fleet: Fleet) -> Spread:

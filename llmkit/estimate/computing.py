@@ -103,6 +103,18 @@ def computing(work: Workload, rates: Rates) -> Computing:
     return Computing(matmul, attention, pointwise, head, loss, of_weights * layers, kernels)
 
 
+def shared_expert(work: Workload, rates: Rates) -> Pass:
+    """Of the experts that compute every token, those of all layers: a part of `Computing.matmul`."""
+    width, inner = work.shape.hidden_size, work.shape.moe.shared_expert_intermediate_size
+    if inner is None:
+        return Pass()
+    into = rates.linear(work.tokens, len(INTO_MLP[work.shape.mlp]) * inner / work.tensor, width, work.linear)
+    out = rates.linear(work.tokens, width, inner / work.tensor, work.linear)
+    weights = 0.0 if work.frozen else into.of_weights + out.of_weights
+    once = Pass(into.forward + out.forward, into.of_inputs + out.of_inputs + weights)
+    return once.times(work.shape.expert_layers / work.pipeline)
+
+
 def linear_shapes(work: Workload) -> Iterator[tuple[float, float]]:
     """(outputs, inputs) of each product of a layer on a rank, fused where the model fuses them."""
     shape, tensor = work.shape, work.tensor
@@ -285,12 +297,11 @@ def update_bytes(work: Workload) -> float:
     return 12.0 + 8.0 * (1.0 + update.moments) + average + (2.0 if work.value_bytes == 2 else 0.0)
 
 
-def update_seconds(work: Workload, rates: Rates, shared: int) -> float:
-    """Seconds of the update of a rank. shared: ranks that share it (ZeRO)."""
+def update_seconds(work: Workload, rates: Rates) -> float:
+    """Seconds of the update of a rank."""
     if work.update is None:
         return 0.0
-    elements = work.update.elements / (work.tensor * work.pipeline)
-    seconds = rates.updated(elements / shared, update_bytes(work))
+    seconds = rates.updated(work.updated, update_bytes(work))
     flops = sum(map(newton_schulz_flops, work.update.muon)) / (work.tensor * work.pipeline)
     if flops:
         size_of = max(prod(shape) for shape in work.update.muon) ** 0.5

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from llmkit.estimate.step_parts import IN_STAGE
 from llmkit.estimate.step_time import StepEstimate
 
 APART = 0.30
@@ -31,7 +32,7 @@ class Measured:
     processor: float | None = None
 
 
-SENDS = ("tensor parallelism", "context parallelism", "gathers of ZeRO-3", "gradients and weights", "offload")
+SENDS = (*IN_STAGE, "gradients and weights", "offload")
 
 
 def sums_of(step: StepEstimate) -> dict[str, float]:

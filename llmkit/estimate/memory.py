@@ -154,6 +154,7 @@ def _offloaded(plan: Plan, needs: Memory) -> Iterator[Term]:
 def _state_formula(plan: Plan, name: str) -> str:
     layout, state = plan.layout, plan.state
     over = [f"tensor parallel {layout.tensor_parallel_size}"] * (layout.tensor_parallel_size > 1)
+    over += [f"experts over {layout.expert_parallel_size}"] * (layout.expert_parallel_size > 1)
     shared = {"weights": 3, "gradients": 2}.get(name, 1)
     if layout.zero_stage >= shared:
         over.append(f"ZeRO-{layout.zero_stage} over {layout.replicas} ranks")

@@ -8,7 +8,10 @@ from llmkit.config.memory import show_bytes
 from llmkit.estimate.collectives import Spread
 from llmkit.estimate.communication import (
     HOST_BANDWIDTH,
+    copies_spread,
     data_spread,
+    expert_bytes,
+    expert_spread,
     host_bytes,
     ring_bytes,
     tensor_sums,
@@ -124,6 +127,13 @@ def _context(work: Workload, fleet: Fleet, _: Constants) -> str:
     return f"{layers:,.0f} x {times:g} x all-to-alls of {before} and {behind} {_over(spread)}"
 
 
+def _experts(work: Workload, fleet: Fleet, _: Constants) -> str:
+    layers = work.shape.expert_layers / work.pipeline * work.micro_batches
+    times = 4.0 + (2.0 / work.recompute_every if work.recompute == "full" else 0.0)
+    size, spread = show_bytes(expert_bytes(work)), expert_spread(work, fleet)
+    return f"{layers:,.0f} x {times:g} all-to-alls of {size}, and their sizes, {_over(spread)}"
+
+
 def _gathers(work: Workload, fleet: Fleet, _: Constants) -> str:
     weights, gradients = work.sharded_bytes, work.trained * work.exchange.gradient_bytes
     return (
@@ -133,11 +143,16 @@ def _gathers(work: Workload, fleet: Fleet, _: Constants) -> str:
 
 
 def _gradients(work: Workload, fleet: Fleet, _: Constants) -> str:
-    exchange, size = work.exchange, work.trained * work.exchange.gradient_bytes
+    exchange, dealt = work.exchange, 0.0 if work.frozen else work.dealt
+    size = (work.trained - dealt) * exchange.gradient_bytes
     times = f" x {work.micro_batches:g} micro-batches" if exchange.each_micro_batch else ""
     text = f"{show_bytes(size)} of gradients{' x 2 (all-reduce)' if exchange.all_reduce else ''}{times}"
-    weights = f" and {show_bytes(work.trained * work.weight_bytes)} of weights" if work.zero else ""
-    return f"{text}{weights} {_over(data_spread(work, fleet))}"
+    weights = (work.trained - dealt) * work.weight_bytes
+    text += f" and {show_bytes(weights)} of weights" if work.zero else ""
+    copies, experts = copies_spread(work, fleet), ""
+    if dealt and copies.ranks > 1:
+        experts = f"; {show_bytes(dealt * exchange.gradient_bytes)} of gradients of experts {_over(copies)}"
+    return f"{text} {_over(data_spread(work, fleet))}{experts}"
 
 
 def _offload(work: Workload, fleet: Fleet, _: Constants) -> str:
@@ -155,10 +170,8 @@ def _pipeline(work: Workload, fleet: Fleet, _: Constants) -> str:
 
 
 def _optimizer(work: Workload, fleet: Fleet, _: Constants) -> str:
-    shared = work.replicas if work.zero else 1
-    elements = 0.0 if work.update is None else work.update.elements / (work.tensor * work.pipeline * shared)
     muon = ", and Newton-Schulz products" if work.update is not None and work.update.muon else ""
-    return f"{elements:.4g} parameters x {update_bytes(work):.3g} bytes / {_bandwidth(fleet)}{muon}"
+    return f"{work.updated:.4g} parameters x {update_bytes(work):.3g} bytes / {_bandwidth(fleet)}{muon}"
 
 
 def _layers(work: Workload) -> float:
@@ -201,6 +214,7 @@ _PARTS: Mapping[str, tuple[Numbers, str]] = {
     "stragglers": (_stragglers, "fitted to published runs"),
     "tensor parallelism": (_tensor, f"Shoeybi et al. 2019, Korthikanti et al. 2022; {DATA_SHEETS}"),
     "context parallelism": (_context, f"Jacobs et al. 2023, Liu et al. 2023; {DATA_SHEETS}"),
+    "expert parallelism": (_experts, f"Lepikhin et al. 2021; {DATA_SHEETS}"),
     "gathers of ZeRO-3": (_gathers, f"Rajbhandari et al. 2020, Zhao et al. 2023; {DATA_SHEETS}"),
     "gradients and weights": (_gradients, f"Li et al. 2020, Rajbhandari et al. 2020; {DATA_SHEETS}"),
     "offload": (_offload, "Ren et al. 2021, Rajbhandari et al. 2021, DeepSpeed's source; rates assumed"),

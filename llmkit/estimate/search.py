@@ -100,6 +100,18 @@ def _offloads(config: Config, fleet: Fleet, chosen: Chosen) -> list[str]:
     return ["cpu"] if alone else ["none", "cpu"]
 
 
+def _expert_sizes(config: Config, fleet: Fleet, chosen: Chosen) -> list[int]:
+    """Powers of 2 that leave each rank as many experts, where our own engine has them to deal out."""
+    model, parallel = config.model, config.parallel
+    experts = model.moe.num_experts if isinstance(model, Model) else 0
+    own = chosen["parallel.engine"] == "native" and config.train.objective == "causal_lm"
+    if not experts or not own:
+        return [1]
+    ranks = fleet.size // chosen["parallel.tensor_parallel_size"]
+    sizes = [2**n for n in range(experts.bit_length()) if experts % 2**n == ranks % 2**n == 0]
+    return sorted({*sizes, parallel.expert_parallel_size})
+
+
 def _recomputed(config: Config, fleet: Fleet, chosen: Chosen) -> list[str]:
     return ["none", "selective", "full"]
 
@@ -111,6 +123,7 @@ DIMENSIONS = (
     Dimension("parallel.zero_stage", _stages),
     Dimension("parallel.engine", _engines),
     Dimension("parallel.offload", _offloads),
+    Dimension("parallel.expert_parallel_size", _expert_sizes),
     Dimension("parallel.activation_checkpointing", _recomputed),
 )
 PATHS = (*(dimension.path for dimension in DIMENSIONS), MICRO_BATCH)
@@ -201,14 +214,15 @@ class Candidate:
     def family(self) -> tuple[Any, ...]:
         """What tells layouts apart, beside the engine, what is recomputed, and the micro-batch."""
         layout = self.plan.layout
-        sizes = layout.tensor_parallel_size, layout.context_parallel_size
+        sizes = layout.tensor_parallel_size, layout.context_parallel_size, layout.expert_parallel_size
         return *sizes, layout.zero_stage, layout.offload
 
     @property
     def effort(self) -> int:
         """How much machinery a layout takes: of two that are as fast the lesser one is better."""
         layout = self.plan.layout
-        doubled = layout.tensor_parallel_size.bit_length() + layout.context_parallel_size.bit_length() - 2
+        sizes = layout.tensor_parallel_size, layout.context_parallel_size, layout.expert_parallel_size
+        doubled = sum(size.bit_length() - 1 for size in sizes)
         recomputed = ("none", "selective", "full").index(layout.activation_checkpointing)
         engine = 2 * (layout.engine != "native") + 5 * (layout.offload != "none")
         return layout.zero_stage + doubled + recomputed + engine

@@ -8,6 +8,7 @@ from math import log2
 
 from llmkit.estimate.communication import (
     context_parallel,
+    expert_parallel,
     gradients,
     host_traffic,
     inputs_to_host,
@@ -21,7 +22,7 @@ from llmkit.estimate.hardware import Fleet
 from llmkit.estimate.rates import GpuRates, Rates
 from llmkit.estimate.workload import Workload
 
-IN_STAGE = ("tensor parallelism", "context parallelism", "gathers of ZeRO-3")
+IN_STAGE = ("tensor parallelism", "context parallelism", "expert parallelism", "gathers of ZeRO-3")
 """Communication of each micro-batch, for which the other stages of a pipeline wait, too."""
 
 
@@ -49,6 +50,7 @@ def step_parts(
     sends = {
         "tensor parallelism": tensor_parallel(work, fleet, beside).times(micro),
         "context parallelism": context_parallel(work, fleet, beside).times(micro),
+        "expert parallelism": expert_parallel(work, fleet, rates).times(micro),
         "gathers of ZeRO-3": sharded_weights(work, fleet, beside).times(micro),
         "gradients and weights": gradients(work, fleet, beside),
         "offload": host_traffic(work, beside).plus(inputs_to_host(work, beside).times(micro)),
@@ -65,8 +67,7 @@ def step_parts(
     parts |= {name: sent.exposed for name, sent in sends.items()}
     parts["pipeline"] = bubble * staged + hop * micro
     if not work.offload:
-        shared = work.replicas if work.zero else 1
-        parts["optimizer"] = update_seconds(work, rates, shared)
+        parts["optimizer"] = update_seconds(work, rates)
     return StepParts(_some(parts), _some({name: sent.hidden for name, sent in sends.items()}))
 
 

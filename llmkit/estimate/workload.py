@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 from llmkit.config.adapters import LORA_B
 from llmkit.config.context import Form, ulysses_heads
 from llmkit.config.groups import assign
+from llmkit.config.parameters import EXPERTS
 from llmkit.config.shape import ModelShape
 from llmkit.plan import Plan
 from llmkit.plan.memory import arithmetic
@@ -82,14 +83,15 @@ class Workload:
 
     rows: sequences of a step over all ranks, `length` tokens each; micro_batch: of a forward pass. tensor,
     context, pipeline: ranks that share a layer, a row, the layers; context_form: how those of a row compute
-    attention; chunks: parts of each pipeline stage,
-    which take turns. linear: number type of the products of linear layers. fused: whether pointwise
-    operations run as few kernels (compiled, or fused by hand). forms: operator -> form, as a plan has them.
-    weight_bytes: of a weight as the forward pass reads it. adapters: which alone are trained where there are
-    any; tuned: their elements on a rank. gathered: bytes of a rank's weights that ZeRO-3 gathers; None = of
-    all. accumulates: bytes that are moved per gradient and micro-batch to add it up. hooks: work of the host
-    beside a layer's kernels, as so many of them. inputs_to_host: whether the inputs of recomputed blocks go
-    to the host and come back. tiled: whether MLPs are computed once more, beside what blocks do again.
+    attention; expert: ranks with other tokens among which experts are dealt out; chunks: parts of each
+    pipeline stage, which take turns. linear: number type of the products of linear layers. fused: whether
+    pointwise operations run as few kernels (compiled, or fused by hand). forms: operator -> form, as a plan
+    has them. weight_bytes: of a weight as the forward pass reads it. adapters: which alone are trained where
+    there are any; tuned: their elements on a rank. gathered: bytes of a rank's weights that ZeRO-3 gathers;
+    None = of all. accumulates: bytes that are moved per gradient and micro-batch to add it up. hooks: work of
+    the host beside a layer's kernels, as so many of them. inputs_to_host: whether the inputs of recomputed
+    blocks go to the host and come back. tiled: whether MLPs are computed once more, beside what blocks do
+    again.
     """
 
     shape: ModelShape
@@ -101,6 +103,7 @@ class Workload:
     sequence_parallel: bool = False
     context: int = 1
     context_form: Form = "ring"
+    expert: int = 1
     pipeline: int = 1
     chunks: float = 1.0
     zero: int = 0
@@ -154,7 +157,26 @@ class Workload:
     @cached_property
     def parameters(self) -> float:
         """Weights of a rank before ZeRO shards them."""
-        return self.shape.num_parameters / (self.tensor * self.pipeline)
+        all_experts = self.dealt * self.expert
+        return self.shape.num_parameters / (self.tensor * self.pipeline) - (all_experts - self.dealt)
+
+    @cached_property
+    def dealt(self) -> float:
+        """Of these, those of experts, where they are dealt out: fewer ranks hold the same."""
+        if self.expert == 1:
+            return 0.0
+        elements = sum(prod(each.shape) for each in self.shape.tensors if EXPERTS in each.name)
+        return elements / (self.tensor * self.pipeline * self.expert)
+
+    @property
+    def updated(self) -> float:
+        """Parameters that a rank updates."""
+        if self.update is None:
+            return 0.0
+        elements = self.update.elements / (self.tensor * self.pipeline)
+        if self.zero:  # experts over fewer ranks, each of which has the fewer of them
+            return elements / self.replicas
+        return elements if self.frozen else elements - self.dealt * (self.expert - 1)
 
     @property
     def frozen(self) -> bool:
@@ -195,6 +217,7 @@ def workload_of(plan: Plan) -> Workload | None:
         rows=plan.rows_per_rank * layout.data_parallel_size * sequences, world=layout.world_size,
         micro_batch=plan.micro_batch_size * sequences, tensor=layout.tensor_parallel_size,
         context=layout.context_parallel_size, context_form=layout.context_parallel_form,
+        expert=layout.expert_parallel_size,
         sequence_parallel=layout.sequence_parallel, zero=layout.zero_stage, offload=layout.offload == "cpu",
         recompute=layout.activation_checkpointing, recompute_every=layout.activation_checkpointing_every,
         linear=precision.linear, value_bytes=BYTES[precision.compute], fused=kernels.blocks_compiled,

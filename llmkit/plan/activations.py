@@ -228,8 +228,10 @@ def _copies(shape: ModelShape, how: Arithmetic, recompute: Recompute) -> float:
     scores = 3.0 * FP32 * moe.num_experts
     if how.bytes < FP32:  # the router's input in fp32; the product that takes it as it is may be missing
         scores += (FP32 - how.bytes * (moe.shared_expert_intermediate_size is None)) * shape.hidden_size
-    kept = 1.0 if recompute == "selective" else 2.0  # what comes out is a result of a product
-    return moe.num_experts_per_tok * (kept * how.bytes * shape.hidden_size + 28.0) + scores
+    kept, numbers = 1.0 if recompute == "selective" else 2.0, 28.0  # what comes out is a result of a product
+    if how.layout.expert_parallel_size > 1:  # their order where they arrive; messages are kept like products
+        kept, numbers = kept + 2.0 * (recompute == "selective"), numbers + 16.0
+    return moe.num_experts_per_tok * (kept * how.bytes * shape.hidden_size + numbers) + scores
 
 
 def _keeps_fp32_norms(shape: ModelShape, how: Arithmetic) -> bool:

@@ -51,12 +51,6 @@ def open_subject(load: Load, path: str, overrides: Sequence[str], tokens: float 
     """
     first = load(path, overrides, assumed={"data.sources": TEXT, "train.max_steps": 1})
     config, alone = first.config, first.origins["data.sources.0.type"] == ASSUMED
-    if config.parallel.expert_parallel_size > 1:
-        given = first.settings.describe("parallel.expert_parallel_size")
-        raise UserError(
-            f"plan: {path}: {given}: estimates do not know the exchange of tokens between experts; plan with "
-            "the size 1. What a process keeps from step to step is said when the run starts"
-        )
     if known_vocab_size(config) is None:
         kind = config.data.tokenizer.type
         raise UserError(

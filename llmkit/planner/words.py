@@ -55,6 +55,8 @@ def layout(plan: Plan) -> str:
         parts.append(f"TP {chosen.tensor_parallel_size}")
     if chosen.context_parallel_size > 1:
         parts.append(f"CP {chosen.context_parallel_size} ({chosen.context_parallel_form})")
+    if chosen.expert_parallel_size > 1:
+        parts.append(f"EP {chosen.expert_parallel_size}")
     if chosen.offload != "none":
         parts.append("offload")
     if chosen.activation_checkpointing != "none":

@@ -61,10 +61,6 @@ MISTAKES = [
         [*MIXTURE, f"{SIZE}=2", "parallel.zero_stage=1", "parallel.offload=cpu"],
         f'{SIZE} 2 (command line) does not go with parallel.offload "cpu" (command line)',
     ),
-    (
-        [*MIXTURE, f"{SIZE}=2", "parallel.layout=auto"],
-        'parallel.layout "auto" (command line) does not go with',
-    ),
     ([*MIXTURE, f"{SIZE}=2", "train.objective=dpo"], 'does not go with train.objective "dpo" (command line)'),
 ]  # fmt: skip
 

@@ -154,17 +154,18 @@ def test_shapes_of_products_are_those_of_the_model() -> None:
 
 def test_the_update_moves_what_it_reads_and_writes() -> None:
     work = replace(WORK, update=Update(1000.0))
-    assert update_seconds(work, OneFlopASecond(), 1) == pytest.approx(1000 * 38)
-    assert update_seconds(work, OneFlopASecond(), 8) == pytest.approx(1000 * 38 / 8)
+    assert update_seconds(work, OneFlopASecond()) == pytest.approx(1000 * 38)
+    shared = replace(work, world=8, rows=8, zero=1)
+    assert update_seconds(shared, OneFlopASecond()) == pytest.approx(1000 * 38 / 8)
     fp32 = replace(work, value_bytes=4)
-    assert update_seconds(fp32, OneFlopASecond(), 1) == pytest.approx(1000 * 36)
+    assert update_seconds(fp32, OneFlopASecond()) == pytest.approx(1000 * 36)
     muon = replace(work, update=Update(1000.0, 1.0, ((10, 20), (20, 10))))
-    assert update_seconds(muon, OneFlopASecond(), 1) == pytest.approx(
+    assert update_seconds(muon, OneFlopASecond()) == pytest.approx(
         1000 * 30 + 2 * newton_schulz_flops((10, 20))
     )
     averaged = replace(work, update=Update(1000.0, ema=True))
-    assert update_seconds(averaged, OneFlopASecond(), 1) == pytest.approx(1000 * 50)
-    assert update_seconds(replace(work, update=None), OneFlopASecond(), 1) == 0.0
+    assert update_seconds(averaged, OneFlopASecond()) == pytest.approx(1000 * 50)
+    assert update_seconds(replace(work, update=None), OneFlopASecond()) == 0.0
 
 
 def test_adapters_and_a_base_in_few_bits_move_more_bytes() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from llmkit import api
 from llmkit.cli import main
 from llmkit.config.load import Loaded, load
 from llmkit.errors import UserError
@@ -26,6 +27,7 @@ from llmkit.estimate.search import (
     with_settings,
 )
 from llmkit.planner import words
+from llmkit.planner.assumed import open_subject
 from tests.examples.project import project
 
 RECIPES = Path(__file__).parents[2] / "configs/recipes"
@@ -118,6 +120,21 @@ def test_more_ranks_than_rows_are_tried_only_where_they_share_layers():
 def test_a_layout_that_training_refuses_is_an_error():
     with pytest.raises(UserError, match="num_attention_heads"):
         as_given(with_settings(recipe("gpt2-124m"), {"parallel.tensor_parallel_size": 8}), on("h100"))
+
+
+def test_experts_are_dealt_out_where_nothing_else_fits():
+    """Qwen3 30B-A3B in our own engine: weights and gradients of all experts are more than a GPU has."""
+    path = RECIPES.parent / "models/qwen3-30b-a3b.yaml"
+    fixed = {
+        "parallel.zero_stage": 1, "parallel.engine": "native", "parallel.tensor_parallel_size": 1,
+        "parallel.activation_checkpointing": "full",
+    }  # fmt: skip
+    loaded = with_settings(open_subject(api.load, str(path), [], 1e11).loaded, fixed)
+    found = search(loaded, on("h100", nodes=8), list(fixed))
+    assert {each.plan.layout.expert_parallel_size for each in found.families} == {4, 8, 16, 32, 64}
+    assert "EP 4, full" in words.layout(found.fitting[0].plan)
+    alone = search(loaded, on("h100", nodes=8), [*fixed, "parallel.expert_parallel_size"])
+    assert loaded.config.parallel.expert_parallel_size == 1 and not alone.fitting
 
 
 def test_a_registered_model_has_no_estimate(tmp_path):

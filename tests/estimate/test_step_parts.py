@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import prod
 from statistics import mean
 
 import pytest
 
 from benchmarks.published import FITTED_ROWS, L8, MEGATRON, OUTSIDE, left_out, mean_error, with_update
+from llmkit.config.model_section import Moe
+from llmkit.config.parameters import EXPERTS
 from llmkit.estimate.collectives import START, Spread
 from llmkit.estimate.communication import Sent, gradients, host_bytes, sharded_weights
 from llmkit.estimate.computing import computing
@@ -161,6 +164,51 @@ def test_heads_that_are_too_few_are_sent_more_often() -> None:
     few = replace(LONG, context=16, context_form="ulysses", shape=replace(L8, num_key_value_heads=4))
     assert few.exchanged == (4096 + 2 * 16 * 128, 4096)
     assert replace(few, tensor=2).exchanged == (2048 + 2 * 16 * 128, 2048)
+
+
+MIXTURE = replace(
+    L8, num_hidden_layers=16,
+    moe=Moe(num_experts=64, num_experts_per_tok=8, moe_intermediate_size=1024),
+)  # fmt: skip
+DEALT = with_update(replace(BASE, shape=MIXTURE, expert=8))
+
+
+def test_dealt_out_experts_are_sent_to_in_four_messages_a_layer() -> None:
+    """16,384 tokens, 8 experts each, 4,096 values of two bytes: forward, and backward their gradients; full
+    recomputation sends forward once more, a shared expert hides one message each way."""
+    spread, times = Spread(fleet(8), 8), 16 * DEALT.micro_batches
+    once = 16384 * 8 * 4096 * 2 * 7 / 8 / spread.bandwidth + START + 1.5e-6
+    counts = 64 * 8 * 7 / 8 / spread.bandwidth + START + 1.5e-6
+    part, found = "expert parallelism", parts(DEALT)
+    assert found.parts[part] == pytest.approx((4 * once + counts) * times)
+    assert part not in found.hidden and part not in parts(replace(DEALT, expert=1)).parts
+    again = parts(replace(DEALT, recompute="full"))
+    assert again.parts[part] == pytest.approx((6 * once + 2 * counts) * times)
+    shared = MIXTURE.moe.model_copy(update={"shared_expert_intermediate_size": 1024})
+    beside = parts(replace(DEALT, shape=replace(MIXTURE, moe=shared)))
+    assert 0.0 < beside.hidden[part] < 2 * once * times
+    assert beside.parts[part] < found.parts[part]
+
+
+def test_experts_beyond_a_node_are_sent_to_over_the_network() -> None:
+    inside, outside = parts(DEALT), parts(replace(DEALT, expert=32))
+    assert outside.parts["expert parallelism"] > 3 * inside.parts["expert parallelism"]
+
+
+def test_fewer_ranks_sum_the_gradients_of_dealt_out_experts() -> None:
+    experts = sum(prod(each.shape) for each in MIXTURE.tensors if EXPERTS in each.name)
+    assert DEALT.dealt == experts / 8
+    assert DEALT.parameters == DEALT.trained == MIXTURE.num_parameters - experts + experts / 8
+    assert DEALT.updated == MIXTURE.num_parameters / 64
+    assert replace(DEALT, zero=0).updated == DEALT.parameters
+    everywhere = parts(replace(DEALT, expert=1))
+    assert parts(DEALT).parts["gradients and weights"] < everywhere.parts["gradients and weights"]
+    nothing = computing(DEALT, GpuRates(fleet(8).device)).times(0.0)
+    each_its_own = gradients(replace(DEALT, expert=64), fleet(8), nothing).exposed
+    dense = replace(DEALT, shape=replace(MIXTURE, moe=Moe()), expert=1)
+    others = MIXTURE.num_parameters - experts
+    found = gradients(dense, fleet(8), nothing).exposed * others / dense.shape.num_parameters
+    assert each_its_own == pytest.approx(found, rel=1e-2)
 
 
 def test_offloading_takes_the_update_to_the_host() -> None:

@@ -17,6 +17,7 @@ from llmkit.batch import RowPiece, pick
 from llmkit.config.lora_section import Lora
 from llmkit.config.model_section import Moe
 from llmkit.config.shape import ModelShape
+from llmkit.kernels import expert_exchange
 from llmkit.kernels.head_loss_chunks import BUFFER_BYTES, BUFFER_SHARE
 from llmkit.kernels.operators import TORCH, Operators
 from llmkit.model.activation_checkpointing import KEPT
@@ -24,9 +25,10 @@ from llmkit.model.block import Block
 from llmkit.model.gpt import GPT
 from llmkit.model.positions import BlockInputs
 from llmkit.model.rope import rope_tables
+from llmkit.parallel import collectives
 from llmkit.parallel.context import WHOLE_ROWS, ContextParallel
 from llmkit.parallel.layout import Layout
-from llmkit.parallel.mesh import TensorParallel
+from llmkit.parallel.mesh import ALL_EXPERTS, ExpertParallel, TensorParallel
 from llmkit.plan.activations import (
     CHUNK_BYTES,
     CHUNKED_LOGIT_BYTES,
@@ -106,11 +108,13 @@ def saved_bytes(
     recompute: str,
     tp: TensorParallel,
     context: ContextParallel = WHOLE_ROWS,
+    experts: ExpertParallel = ALL_EXPERTS,
 ) -> float:
     """Bytes for each token of all memory that the saved tensors of a block hold, parameters left out."""
     torch._dynamo.reset()
     last, row = shape.num_hidden_layers - 1, how.length or LENGTH
-    block = Block(shape, last, operators(how), tp, recompute, context).to(TYPES[how.precision.name])
+    block = Block(shape, last, operators(how), tp, recompute, context, experts)
+    block = block.to(TYPES[how.precision.name])
     length = context.sizes(row)[context.rank]
     rope = None
     if shape.position_embedding == "rope":
@@ -155,9 +159,11 @@ def check(
     recompute: str,
     tp: TensorParallel = ALONE,
     context: ContextParallel = WHOLE_ROWS,
+    experts: ExpertParallel = ALL_EXPERTS,
 ) -> None:
     # Statistics of norms are not counted.
-    found, counted = saved_bytes(shape, how, recompute, tp, context), block_bytes(shape, how, recompute)
+    found = saved_bytes(shape, how, recompute, tp, context, experts)
+    counted = block_bytes(shape, how, recompute)
     # Where values or keys are made anew, and the norms keep fp32 copies, nothing keeps the projection.
     anew = shape.qk_norm and (shape.value_embeddings or shape.key_shift > 0.0)
     if anew and how.precision.name == "bf16" and not how.compiled and recompute == "none":
@@ -200,6 +206,20 @@ def test_a_sharded_block_keeps_what_is_counted(pieces, compiled, recompute):
         tp = TensorParallel(0, 2, dist.group.WORLD, sequence_parallel=pieces)
         layout = {"world_size": 2, "tensor_parallel_size": 2, "sequence_parallel": pieces}
         check(SHAPES["llama"], arithmetic(compiled, **layout), recompute, tp)
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", ["experts", "a shared expert"])
+@pytest.mark.parametrize("recompute", ["none", "full"])
+def test_a_block_whose_experts_are_dealt_out_keeps_what_is_counted(name, recompute, monkeypatch):
+    """Messages come back as they are: as many copies arrive as are sent."""
+    monkeypatch.setattr(collectives, "start_all_to_all", lambda x, *_: x.clone())
+    monkeypatch.setattr(expert_exchange, "start_all_to_all", lambda x, *_: x.clone())
+    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    try:
+        how = arithmetic(world_size=2, expert_parallel_size=2)
+        check(SHAPES[name], how, recompute, experts=ExpertParallel(0, 2, dist.group.WORLD))
     finally:
         dist.destroy_process_group()
 
