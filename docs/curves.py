@@ -45,6 +45,7 @@ llmkit train configs/recipes/characters.yaml
 llmkit report runs/characters configs/recipes/curves/characters --output compared.html
 ```
 
+More on that: [comparing runs](compare-runs.md).
 The same seed gives the same batches, so the curves lie on each other up to rounding, as long as the text is
 the same: it comes from Python's own library, which differs a little between releases of Python. The training
 loss is the mean over the steps since the row before.
@@ -130,6 +131,7 @@ def _purpose(config: str) -> str:
     head = re.match(r"(?:# .*\n)+", (ROOT / config).read_text())
     assert head, f"{config} begins without a comment"
     text = " ".join(line.removeprefix("# ") for line in head[0].splitlines())
+    text = re.sub(r":? docs/curves\.md#\w+", "", text)  # which is where this stands
     return f"[{config}](../{config}): {text}"
 
 
