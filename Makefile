@@ -63,7 +63,7 @@ site: $(VENV)/.installed-dev
 constraints: $(VENV)/bin/python
 	rm -rf $(NEWEST)
 	$(BIN)/python -m venv $(NEWEST)
-	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -e '.[dev]'
+	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -e '.[dev,gpu]'
 	$(NEWEST)/bin/python -m pytest -n $(WORKERS) -q $(or $(ARGS),$(QUICK))
 	{ head -n 1 constraints.txt; \
 	  $(NEWEST)/bin/python -m pip freeze --exclude-editable | grep -E '^[A-Za-z0-9_.-]+==' \
