@@ -55,6 +55,7 @@ docs: $(VENV)/.installed
 	$(BIN)/python docs/commands.py > docs/commands.md
 	$(BIN)/python docs/python_api.py > docs/python-api.md
 	$(BIN)/python docs/curves.py > docs/curves.md
+	$(BIN)/python docs/pictures.py
 
 site: $(VENV)/.installed-dev
 	$(BIN)/python docs/site.py

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from types import FunctionType, ModuleType
+from xml.etree import ElementTree
 
 import pytest
 
@@ -59,3 +61,17 @@ def test_the_synopsis_names_what_is_required() -> None:
     parser = _parser()._subparsers._group_actions[0].choices["new"]  # type: ignore[union-attr,index,call-overload]
     shown = commands._synopsis("new", parser)
     assert shown == "llmkit new [options] (--depth N | --params P | --flops F | --hours H) NAME"
+
+
+def test_the_pictures_are_current_and_drawn_of_what_they_show() -> None:
+    pictures, folder = script("pictures"), DOCS / "pictures"
+    # That of memory changes with every figure of the plan.
+    assert (folder / "mesh.svg").read_text() == pictures.mesh_picture(), "renew it: python docs/pictures.py"
+    for file in folder.glob("*.svg"):
+        root = ElementTree.fromstring(file.read_text())
+        assert root.get("aria-label") and "http" not in file.read_text().replace(root.tag[1:-4], "")
+        assert "prefers-color-scheme:dark" in file.read_text() and len(file.read_text()) < 20_000
+    ranks = re.findall(r">rank (\d+)<", (folder / "mesh.svg").read_text())
+    assert sorted(map(int, ranks)) == list(range(16))
+    memory = pictures.planned(3)
+    assert sum(pictures.by_part(memory).values()) * 2**30 == pytest.approx(memory["device_bytes"], rel=1e-3)
