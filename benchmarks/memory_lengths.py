@@ -158,11 +158,14 @@ def run(lengths: Sequence[int], out: Path) -> int:
     text = "\n".join([
         f"# Activations against the length of rows, {today}", "",
         f"- model: {SHAPE.num_hidden_layers} layers of width {SHAPE.hidden_size}, fp32, not compiled;",
+        f"  MLP of width {SHAPE.intermediate_size}, {SHAPE.num_attention_heads} heads,",
+        f"  {SHAPE.num_key_value_heads} of keys and values, vocabulary {SHAPE.vocab_size};",
         "  one row, shared by ranks with Ulysses",
         f"- versions: {machine.versions()}", f"- commit: {machine.commit()}", "",
         "MiB of the tensors of a step that are alive at a time, on one rank, without weights and their",
         "gradients; counted on tensors without data (benchmarks/memory_lengths.py). Bytes a token of the",
-        "whole row: the slope of these figures, and of what `llmkit plan` counts.", "",
+        "whole row: the slope of these figures, and of what `llmkit plan` counts. The vocabulary is small",
+        "and the layers are eight so that the blocks decide the peak, not the head.", "",
         f"| {' | '.join(head)} |", f"|{' ---: |' * len(head)}", *rows, "",
     ])  # fmt: skip
     path = machine.new_file(out, f"{today}-memory-lengths-{machine.slug(name)}")

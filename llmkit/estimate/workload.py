@@ -15,6 +15,7 @@ from llmkit.config.groups import assign
 from llmkit.config.parameters import EXPERTS
 from llmkit.config.shape import ModelShape
 from llmkit.plan import Plan
+from llmkit.plan.context_memory import makes_scores
 from llmkit.plan.memory import arithmetic
 from llmkit.plan.stored import COLUMN, ROW, stored_parameters
 from llmkit.precision import BYTES
@@ -30,7 +31,7 @@ DEEPSPEED_HOOKS = (0.0, 0.0, 20.0, 390.0)
 """By stage: the host's time for DeepSpeed's hooks on a layer in each micro-batch, as so many kernels (0.15
 and 3.0 ms were measured on a CPU, where a kernel of PyTorch takes 7.7 us)."""
 RING = "ring"
-"""The form of attention of our ring, which has blocks of its own; others' rings use fused attention."""
+"""The form of attention of our ring where it makes scores; else it uses fused attention, as others' do."""
 TensorOverlap = Literal["none", "backward", "pipelined"]
 
 
@@ -205,6 +206,8 @@ def workload_of(plan: Plan) -> Workload | None:
     sequences = plan.config.data.sequences_per_row  # two of a pair, each with attention of its own
     layout, kernels, precision = plan.layout, plan.kernels, plan.precision
     deepspeed = layout.engine == "deepspeed"
+    how = arithmetic(plan.config, precision, layout, kernels)
+    slow_ring = layout.in_ring and makes_scores(plan.model, how)
     exchange = Exchange(
         beside=DEEPSPEED_BESIDE[layout.zero_stage] if deepspeed else 1.0,
         gradient_bytes=BYTES[precision.reduction],
@@ -221,7 +224,7 @@ def workload_of(plan: Plan) -> Workload | None:
         sequence_parallel=layout.sequence_parallel, zero=layout.zero_stage, offload=layout.offload == "cpu",
         recompute=layout.activation_checkpointing, recompute_every=layout.activation_checkpointing_every,
         linear=precision.linear, value_bytes=BYTES[precision.compute], fused=kernels.blocks_compiled,
-        forms={**kernels.forms, "attention": RING} if layout.in_ring else kernels.forms,
+        forms={**kernels.forms, "attention": RING} if slow_ring else kernels.forms,
         exchange=exchange, update=_update(plan), weight_bytes=BYTES[precision.weights],
         adapters=_adapters(plan), tuned=_tuned(plan), gathered=_gathered(plan),
         accumulates=(
@@ -229,7 +232,7 @@ def workload_of(plan: Plan) -> Workload | None:
             else 2.0 * BYTES[precision.reduction] + BYTES[precision.weights]
         ),
         inputs_to_host=layout.offload_activations,
-        tiled=arithmetic(plan.config, precision, layout, kernels).tiled < 1.0,
+        tiled=how.tiled < 1.0,
         hooks=DEEPSPEED_HOOKS[layout.zero_stage] if deepspeed else 0.0,
     )  # fmt: skip
 

@@ -188,7 +188,9 @@ def _backward(
         own = torch.zeros(held.shape, dtype=wide, device=q.device)
         of_keys, of_values = own.movedim(0, 2)
         for block in ring.blocks(owner, rule.window):
-            part = backward_of_block(gradient, q, keys, values, sums, mean, block, rule, documents)
+            part = backward_of_block(
+                gradient, q, keys, values, out, sums, mean, block, rule, documents
+            )  # fmt: skip
             of_q[:, block.query] += part.query
             of_keys[:, block.key] += part.key
             of_values[:, block.key] += part.value

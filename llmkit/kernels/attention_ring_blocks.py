@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from llmkit.kernels import attention_ring_fused
+
 SCORES = 2**24
 """Scores, over all heads, that are in memory at a time: a block with more is computed in parts."""
 
@@ -72,6 +74,9 @@ def result_of_block(
 
     q: (batch, tokens, heads, head_dim), k, v: with kv_heads. documents: (batch, length) of whole rows.
     """
+    if (causal := _fused(q, block, rule, documents)) is not None:
+        of_block = q[:, block.query], k[:, block.key], v[:, block.key]
+        return attention_ring_fused.forward(*of_block, causal, rule.scale)
     keys, values = _stacked(k, block), _stacked(v, block)
     outs, sums = [], []
     for part in _parts(block, q):
@@ -89,6 +94,7 @@ def backward_of_block(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    out: Tensor,
     sums: Tensor,
     mean: Tensor,
     block: Block,
@@ -97,9 +103,16 @@ def backward_of_block(
 ) -> Gradients:
     """What the block adds to the gradients. With weights w, d score = w (gradient value' - mean).
 
-    gradient: of the output, shaped as q. sums: over all keys of the row, (batch, heads, tokens). mean: of
-    each query its output times the gradient of that, likewise.
+    gradient: of the output `out` of all keys of the row, both shaped as q. sums: over these keys, (batch,
+    heads, tokens). mean: of each query its output times the gradient of that, likewise.
     """
+    if (causal := _fused(q, block, rule, documents)) is not None:
+        at = block.query
+        found = attention_ring_fused.backward(
+            gradient[:, at], q[:, at], k[:, block.key], v[:, block.key], out[:, at], sums[:, :, at], causal,
+            rule.scale,
+        )  # fmt: skip
+        return Gradients(*found)
     keys, values = _stacked(k, block), _stacked(v, block)
     of_keys = of_values = torch.zeros((), dtype=sums.dtype, device=q.device)
     of_queries = []
@@ -115,6 +128,19 @@ def backward_of_block(
         of_values = of_values + product(weights.transpose(1, 2), above)
     both = (x.unflatten(0, (k.shape[0], -1)).transpose(1, 2) for x in (of_keys, of_values))
     return Gradients(torch.cat(of_queries, 1), *both)
+
+
+def _fused(q: Tensor, block: Block, rule: Rule, documents: Tensor | None) -> bool | None:
+    """Whether each query sees the keys up to itself, rather than all; None where neither is so, or no fused
+    kernel computes it."""
+    if documents is not None or rule.softcap is not None or not attention_ring_fused.has_kernel(q):
+        return None
+    queries, keys = (each.stop - each.start for each in (block.query, block.key))
+    if rule.window is not None and block.key_start <= block.query_start + queries - 1 - rule.window:
+        return None
+    if block.key_start + keys <= block.query_start + 1:
+        return False
+    return True if (block.query_start, queries) == (block.key_start, keys) else None
 
 
 def _parts(block: Block, q: Tensor) -> Iterator[Block]:

@@ -37,7 +37,7 @@ class Case:
     context_form: how attention is computed where several ranks share rows. length: of the rows. forms: of
     operators, as in "attention=matmul"; those of others are chosen by rule. compiled: by
     torch.compile; the single process that it is compared with is not. adapters: of all linear layers, which
-    alone are trained.
+    alone are trained. mlp_tile: not of the single process either.
     """
 
     model: str
@@ -59,6 +59,7 @@ class Case:
     context_form: str = "auto"
     length: int = LENGTH
     expert: int = 1
+    mlp_tile: int = 0
 
     def __str__(self) -> str:
         """Short enough for a table: `modern Z3 tp2 dp2 sp acc3 selective masked bf16 offload`."""
@@ -78,6 +79,7 @@ class Case:
         ] * self.masked
         parts += [self.precision] + ["offload"] * (self.offload != "none")
         parts += ["muon"] * (self.optimizer == "muon") + [self.forms] * bool(self.forms)
+        parts += [f"tiles of {self.mlp_tile}"] * bool(self.mlp_tile)
         return " ".join(parts + ["compiled"] * self.compiled + ["lora"] * self.adapters)
 
     @property
@@ -87,7 +89,8 @@ class Case:
     @property
     def kernels(self) -> dict[str, Any]:
         """The case as the section `kernels` of a configuration."""
-        return {"compile": self.compiled, "operators": dict(each.split("=") for each in self.forms.split())}
+        operators = dict(each.split("=") for each in self.forms.split())
+        return {"compile": self.compiled, "mlp_tile": self.mlp_tile, "operators": operators}
 
     @property
     def parallel(self) -> dict[str, Any]:
@@ -247,6 +250,8 @@ CONTEXT = [
         ("qk-norm", 3, 1, 2, 2, "ring", False, 33, False, 3, "full", "bf16", "none", "muon", {}),
         ("odd", 3, 2, 2, 2, "ring", True, 37, False, 1, "none", "fp32", "none", "muon", {}),
         ("qk-norm", 1, 2, 4, 1, "ulysses", True, 37, False, 3, "full", "fp32", "none", "adamw", {}),
+        ("gpt2", 3, 1, 2, 1, "ulysses", True, 37, False, 3, "full", "fp32", "none", "adamw", {"mlp_tile": 5}),
+        ("gemma", 3, 2, 2, 1, "ring", False, 36, True, 1, "none", "fp32", "none", "muon", {"mlp_tile": 6}),
     )
 ]  # fmt: skip
 """Rows that several ranks share, by each form, under tensor parallelism and each ZeRO stage, with documents,

@@ -14,6 +14,7 @@ from llmkit.config.shape import ModelShape
 from llmkit.plan.adapter_memory import adapter_parts
 from llmkit.plan.arithmetic import Activations, Arithmetic, Recompute
 from llmkit.plan.context_memory import received_width, ring_blocks
+from llmkit.plan.gradient_memory import gradient_bytes
 from llmkit.plan.score_memory import mask_bytes, score_bytes
 from llmkit.precision import BYTES
 
@@ -50,11 +51,14 @@ def training_parts(shape: ModelShape, how: Arithmetic) -> dict[str, Activations]
     }
     parts["a tile of an MLP"] = _tile(shape, how)
     parts["before the blocks"] = Activations(_before_blocks(shape, how))
-    head, block = _head(shape, how), sum(plain.values())
+    head, block = _head(shape, how), gradient_bytes(shape, how, plain["mlp"])
+    if recomputed:  # the block has been computed again by then
+        block += sum(plain.values()) - sum(kept.values())
     parts["loss" if head.token >= block else "gradients of a block"] = Activations(max(head.token, block))
     chunk = 0.0 if how.forms.get("head_loss", "full") == "full" else CHUNK_BYTES
     logits = FP32 * shape.padded_vocab_size / how.layout.tensor_parallel_size
-    parts["logits of a chunk"] = Activations(0.0, chunk, logits)
+    if head.token + logits >= block:  # else they are gone before the largest moment
+        parts["logits of a chunk"] = Activations(0.0, chunk, logits)
     fixed = max(head.fixed, _dequantised(shape, how)) - chunk
     parts["blocks of a ring"] = ring_blocks(shape, how)
     parts["whatever the batch"] = Activations(0.0, fixed)  # gradients of the head, a matrix of few bits

@@ -26,6 +26,14 @@ def received_width(shape: ModelShape, layout: Layout) -> float:
     return float((each + 2 * each_kv) * size * tensor * shape.head_dim)
 
 
+def makes_scores(shape: ModelShape, how: Arithmetic) -> bool:
+    """Whether blocks of a ring have masks, or values, that no fused kernel of a GPU takes, so that scores are
+    in memory (`llmkit.kernels.attention_ring_blocks`)."""
+    windows = any(shape.window(layer) is not None for layer in range(shape.num_hidden_layers))
+    masked = how.documents or windows or shape.attn_logit_softcapping is not None
+    return masked or how.bytes >= FP32
+
+
 def ring_blocks(shape: ModelShape, how: Arithmetic) -> Activations:
     """What a ring holds in the backward pass of a layer, and lets go of behind it; nothing without one.
 
@@ -39,5 +47,7 @@ def ring_blocks(shape: ModelShape, how: Arithmetic) -> Activations:
     heads, grouped = shape.num_attention_heads / tensor, max(1.0, shape.num_key_value_heads / tensor)
     pair = 2.0 * grouped * shape.head_dim
     token = pair * (2.0 * how.bytes + 3.0 * FP32) + 2.0 * FP32 * heads * shape.head_dim
+    if not makes_scores(shape, how):
+        return Activations(token)
     keys = how.length / (2.0 * layout.context_parallel_size)
     return Activations(token, SCORES * SCORE_BYTES, SCORE_BYTES * heads * keys / 2.0)

@@ -66,6 +66,7 @@ def test_blocks_of_all_ranks_make_attention_and_its_gradients(name, scores, monk
                 picked(q, own),
                 keys,
                 values,
+                out.transpose(1, 2),
                 sums,
                 mean,
                 block,
@@ -89,7 +90,8 @@ def test_a_query_that_sees_nothing_in_a_block_adds_nothing():
     assert total[0, 0].tolist() == pytest.approx([0.0, math.log(2.0)])
 
 
-def test_scores_of_bf16_are_not_rounded_to_it():
+@pytest.mark.parametrize("documents", [None, torch.zeros(1, 64)], ids=["fused", "products"])
+def test_scores_of_bf16_are_not_rounded_to_it(documents):
     """Where they are large, that would be several times the error of PyTorch's attention."""
     q, k, v = (x.detach() for x in tensors((1, 64, 64), (4, 2), 32, torch.float32))
     q, k, v = ((x * factor).bfloat16() for x, factor in ((q, 4.0), (k, 4.0), (v, 1.0)))
@@ -98,8 +100,9 @@ def test_scores_of_bf16_are_not_rounded_to_it():
     wanted = dense(*exact)
     gradients = torch.autograd.grad(wanted, exact, above.double())
     block, rule = Block(slice(0, 64), slice(0, 64), 0, 0), Rule(None, 1 / math.sqrt(32), None)
-    out, sums = result_of_block(q, k, v, block, rule, None)
+    out, sums = result_of_block(q, k, v, block, rule, documents)
     mean = (above.float() * out.transpose(1, 2)).sum(-1).transpose(1, 2)
-    found = [out.transpose(1, 2), *backward_of_block(above, q, k, v, sums, mean, block, rule, None)]
+    given = (above, q, k, v, out.transpose(1, 2).bfloat16(), sums, mean, block, rule, documents)
+    found = [out.transpose(1, 2), *backward_of_block(*given)]
     for mine, other in zip(found, (wanted, *gradients), strict=True):
         assert float((mine - other).detach().norm() / other.detach().norm()) <= 8e-3

@@ -12,6 +12,9 @@ import pytest
 import llmkit
 from llmkit.checkpoint.keeping import Best, write_best
 from llmkit.checkpoint.read import open as open_checkpoint
+from llmkit.config.model_section import UNSCALED, RopeScaling
+from llmkit.model.rope import rope_tables
+from tests.initial_loss import first_batches, loss_of
 from tests.limits import HANG
 from tests.program import at_step, events, make_project, recorded, rows, start_ranks, timeless, train
 
@@ -116,6 +119,32 @@ def test_the_data_anew(project: Path, capsys: Any) -> None:
     assert open_checkpoint(NEW).state["data"]["seed"] == 7
     assert train(*BRANCH, "--data-position", "new", "run.seed=7", "train.max_steps=13") == 0
     assert open_checkpoint(NEW).state["data"]["rows"] == 32
+
+
+@pytest.mark.parametrize(
+    ("theta", "scaling"),
+    [
+        (5.0, None),  # the weights are hardly trained: little depends on positions yet
+        (1e4, {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 32}),
+    ],
+)
+def test_other_rotary_frequencies_act_on_the_weights_as_they_were(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, theta: float, scaling: dict[str, Any] | None
+) -> None:
+    batches = first_batches(monkeypatch)
+    given = [f"model.rope_theta={theta}", *([f"model.rope_scaling={json.dumps(scaling)}"] if scaling else [])]
+    longer = ("data.sequence_length=128", "train.max_steps=11", "schedule.steps=12", "model.hidden_dropout=0")
+    begun = ("run.name=new", "--from", "runs/tiny@10", "--data-position", "new")
+    assert train(*begun, *longer, *given) == 0
+    changes = {each["setting"] for each in recorded("start", NEW)[0]["changes"]}
+    assert any(name.startswith("model.rope_") for name in changes), changes
+    tables = rope_tables(128, 8, theta, RopeScaling(**scaling) if scaling else UNSCALED)
+    weights = OLD / "checkpoints/step-00000010"
+    wanted = loss_of(weights, tables, batches[0])
+    (row,) = [row for row in rows(NEW) if "loss" in row]
+    assert row["step"] == 11 and row["loss"] == pytest.approx(wanted, rel=1e-6)
+    as_before = loss_of(weights, rope_tables(128, 8, 1e4), batches[0])
+    assert as_before != pytest.approx(wanted, rel=4e-6), "the frequencies matter"
 
 
 def test_other_data_anew_or_by_permission(project: Path, capsys: Any) -> None:

@@ -356,7 +356,7 @@ def test_the_parts_of_a_step_are_all_of_it():
     assert sum(each.token for each in parts.values()) == found.token
     assert set(parts) == {"residual stream and norms", "gradients of a block"}
     parts = training_parts(shape, replace(arithmetic(), documents=True, length=1000))
-    assert {"attention", "mlp", "masks", "gradients of a block"} < set(parts)
+    assert {"attention", "mlp", "masks", "loss"} < set(parts)
     assert parts["masks"].token == pytest.approx(5 * 2 * mean_keys(1000, None))
 
 
@@ -365,7 +365,10 @@ def test_a_step_adds_up_its_blocks_and_the_larger_of_head_and_block():
     how = arithmetic(True, activation_checkpointing="full", activation_checkpointing_every=2)
     plain, full = (block_bytes(shape, how, recompute) for recompute in ("none", "full"))
     large = replace(shape, vocab_size=100_000, padded_vocab_size=100_000)
-    assert training_bytes(shape, how).token == 3 * full + 2 * plain + max(plain, 4 * 64 + 4 * 104)
+    gradients = 2 * 64 + 2 * (2 * 208)  # of the stream, of the gate and of what it is multiplied with
+    assert training_bytes(shape, how).token == 3 * full + 2 * plain + (plain - full) + gradients
+    every = arithmetic(True)
+    assert training_bytes(shape, every).token == 5 * plain + gradients
     assert training_bytes(large, how).token == 3 * full + 2 * plain + 4 * 64 + 4 * 100_000
     assert forward_bytes(large, how).token == 4 * 64 + 4 * 100_000 > forward_bytes(shape, how).token == plain
 
@@ -390,9 +393,16 @@ def test_logits_in_chunks_leave_a_buffer_and_the_gradient_of_the_matrix():
 
 def test_the_logits_of_a_chunk_are_no_more_than_all_of_them():
     chunked = replace(arithmetic(), forms={**FORMS, "head_loss": "chunked"})
-    parts = training_parts(SHAPES["llama"], chunked)
-    assert parts["logits of a chunk"].of(10) == 10 * 4 * 104
+    parts = training_parts(replace(SHAPES["llama"], padded_vocab_size=1000), chunked)
+    assert parts["logits of a chunk"].of(10) == 10 * 4 * 1000
     assert parts["logits of a chunk"].of(10**7) == CHUNK_BYTES
+    assert parts["whatever the batch"].of(10) == (4 + 2) * 1000 * 64
+
+
+def test_few_logits_are_gone_before_the_blocks_have_their_gradients():
+    chunked = replace(arithmetic(), forms={**FORMS, "head_loss": "chunked"})
+    parts = training_parts(SHAPES["llama"], chunked)
+    assert "logits of a chunk" not in parts and "gradients of a block" in parts
     assert parts["whatever the batch"].of(10) == (4 + 2) * 104 * 64
 
 

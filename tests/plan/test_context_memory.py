@@ -35,11 +35,13 @@ def test_key_and_value_heads_are_sent_as_often_as_ranks_need_them(size, tensor, 
 def test_only_a_ring_has_blocks():
     how = Arithmetic(PRECISIONS["bf16"], layout(4, "ulysses"), False, False, {}, length=4096)
     assert ring_blocks(SHAPE, how).of(1024) == 0
-    how = replace(how, layout=layout(4, "ring"))
+    how = replace(how, layout=layout(4, "ring"), documents=True)
     small, large = ring_blocks(SHAPE, replace(how, length=64)), ring_blocks(SHAPE, replace(how, length=2**20))
     assert large.of(2**18) - large.token * 2**18 == SCORES * SCORE_BYTES
     assert small.of(16) - small.token * 16 == 16 * 12 * 4 * SCORE_BYTES  # half of 2 x 8 x 8 pairs
     assert attention_ring_blocks.SCORES == SCORES
+    fused = ring_blocks(SHAPE, replace(how, length=2**20, documents=False))
+    assert fused.of(2**18) == large.token * 2**18
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -47,9 +49,9 @@ def test_scores_take_no_more_than_is_counted(dtype):
     length, heads = 384, 4
     q, k, v, gradient = (torch.randn(1, length, heads, 8, dtype=dtype) for _ in range(4))
     sums, mean = (torch.zeros(1, heads, length) for _ in range(2))
-    block = Block(slice(0, length), slice(0, length), 0, 0)
+    block, documents = Block(slice(0, length), slice(0, length), 0, 0), torch.zeros(1, length)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        backward_of_block(gradient, q, k, v, sums, mean, block, Rule(None, 0.3, None), None)
+        backward_of_block(gradient, q, k, v, q, sums, mean, block, Rule(None, 0.3, None), documents)
     events = [each for each in found.profiler.kineto_results.events() if each.name() == "[memory]"]
     now = most = 0
     for event in sorted(events, key=lambda each: each.start_ns()):

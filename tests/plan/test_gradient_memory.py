@@ -1,0 +1,32 @@
+"""Gradients of a block's activations: the peak of a step whose blocks are computed again, beside the plan."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from benchmarks.memory_lengths import SHAPE, Case, peak, planned, slope
+from llmkit.config.model_section import Moe
+
+LENGTHS = (192, 384)
+PLAIN = replace(SHAPE, max_position_embeddings=LENGTHS[-1], num_hidden_layers=4)
+SHAPES = {
+    "gelu": (replace(PLAIN, mlp="gelu"), 0.03),
+    "relu2": (replace(PLAIN, mlp="relu2"), 0.03),
+    "norms before and behind": (replace(PLAIN, mlp="geglu", norm_placement="both"), 0.06),
+    "narrow MLP": (replace(PLAIN, intermediate_size=32), 0.1),
+    "experts": (
+        replace(PLAIN, moe=Moe(num_experts=6, num_experts_per_tok=2, moe_intermediate_size=96)), 0.15,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_peak_of_a_recomputed_block_is_that_of_a_plan(name):
+    (shape, share), case = SHAPES[name], Case(1, "full")
+    found, wanted = (
+        slope(LENGTHS, [each(case, length, shape) for length in LENGTHS])
+        for each in (lambda *given: peak(*given, real=True), planned)
+    )
+    assert found == pytest.approx(wanted, rel=share)
