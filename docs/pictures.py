@@ -2,6 +2,9 @@
 
 - memory.svg: of `llmkit plan`, the memory of a GPU by part at each ZeRO stage
 - mesh.svg: the ranks of two nodes along the dimensions of the mesh
+- life.svg: a run that was stopped, killed and went on, of the rows and events that it left
+  (docs/pictures/life, kept by `python docs/pictures.py keep RUN METRICS_BEFORE`)
+- console.svg: the live view of that run (docs/pictures/console.txt)
 
 Each is light or dark as the reader's system is, and loads nothing.
 """
@@ -12,7 +15,9 @@ import contextlib
 import html
 import io
 import json
+import sys
 from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +26,19 @@ from llmkit.cli import main
 FOLDER = Path(__file__).resolve().parent / "pictures"
 ROOT = FOLDER.parents[1]
 MODEL, DEVICES = "configs/models/llama-3.1-8b.yaml", 8
+COLUMNS, FACTS = ("step", "loss_mean", "elapsed_seconds"), ("at", "event", "step")
 GIB = 2**30
 STYLE = """\
 text{font:12px system-ui,sans-serif;fill:#57606a}.strong{fill:#1f2328}
+.mono{font:13px ui-monospace,monospace;fill:#1f2328}
 .box{fill:#f6f8fa;stroke:#d0d7de}.line{fill:none;stroke:#d0d7de}.on{fill:#fff}
 .c0{fill:#0969da}.c1{fill:#bc4c00}.c2{fill:#1a7f37}.c3{fill:#8250df}.c4{fill:#9a6700}.c5{fill:#6e7781}
-@media(prefers-color-scheme:dark){text{fill:#9198a1}.strong{fill:#f0f6fc}.box{fill:#151b23;stroke:#3d444d}
+.curve{fill:none;stroke:#0969da;stroke-width:1.8}
+.gone{stroke-dasharray:4 3;stroke:#bc4c00}.mark{stroke:#1f2328}
+@media(prefers-color-scheme:dark){text{fill:#9198a1}.strong,.mono{fill:#f0f6fc}.box{fill:#151b23;stroke:#3d444d}
 .line{stroke:#3d444d}.c0{fill:#4493f8}.c1{fill:#f0883e}.c2{fill:#3fb950}.c3{fill:#ab7df8}.c4{fill:#d29922}
-.c5{fill:#9198a1}.on{fill:#0d1117}}"""
+.c5{fill:#9198a1}.on{fill:#0d1117}.curve{stroke:#4493f8}.gone{stroke:#f0883e}
+.mark{stroke:#f0f6fc}}"""
 
 
 def svg(width: int, height: int, title: str, parts: Iterable[str]) -> str:
@@ -146,8 +156,110 @@ def mesh_picture(nodes: int = 2, per_node: int = 8, context: int = 2, tensor: in
     return svg(left * 2 + columns * (width + 14) + nodes * 24 - 24, bottom + 74, "Ranks of a mesh", parts)
 
 
-PICTURES = {"memory": memory_picture, "mesh": mesh_picture}
+def console_picture() -> str:
+    """Lines of a terminal as they were printed."""
+    lines = (FOLDER / "console.txt").read_text().splitlines()
+    width = max(map(len, lines))
+    shown = [
+        f'<text x="16" y="{30 + 20 * number}" class="mono" xml:space="preserve" '
+        f'textLength="{len(line) * 7.85:.1f}">{html.escape(line)}</text>'
+        for number, line in enumerate(lines) if line.strip()
+    ]  # fmt: skip
+    size = int(width * 7.85 + 32), 20 * len(lines) + 24
+    return svg(
+        *size,
+        "The live view of a run on a terminal",
+        [box(0.5, 0.5, size[0] - 1, size[1] - 1, "box", 8), *shown],
+    )
+
+
+def rows_of(name: str) -> list[dict[str, Any]]:
+    """The rows of a kept file of docs/pictures/life."""
+    return [json.loads(line) for line in (FOLDER / "life" / name).read_text().splitlines()]
+
+
+def life_picture() -> str:
+    """The loss of a run over wall time, what its starts spent in steps, and what happened to it."""
+    events, rows, lost = rows_of("events.jsonl"), rows_of("metrics.jsonl"), rows_of("lost.jsonl")
+    values = [row["loss_mean"] for row in rows]
+    high, low = max(values), min(values)
+    ends = [event for event in events if event["event"] in ("stop", "dead_rank", "done")]
+    ends[-1] = {**ends[-1], "at": rows[-1]["elapsed_seconds"]}  # without the evaluation behind it
+    spans, since = list[tuple[float, float]](), 0.0
+    for event in ends:
+        first = min(row["elapsed_seconds"] for row in rows if row["elapsed_seconds"] >= since)
+        spans.append((first, event["at"]))
+        since = event["at"]
+    scale = (620 - 70 * (len(spans) - 1)) / sum(last - first for first, last in spans)
+
+    def x(seconds: float) -> float:
+        """Steps are drawn to scale; what lies between two starts is as wide as its label."""
+        place = 50.0
+        for first, last in spans:
+            if seconds <= last:
+                return place + max(0.0, seconds - first) * scale
+            place += (last - first) * scale + 70
+        return place - 70
+
+    def curve(rows: list[dict[str, Any]], kind: str) -> str:
+        places = [
+            f"{x(row['elapsed_seconds']):.1f} {50 + (high - row['loss_mean']) / (high - low) * 140:.1f}"
+            for row in rows
+        ]
+        return f'<path class="curve {kind}" d="M{"L".join(places)}"/>'
+
+    title = (
+        "A run over wall time: stopped by SIGTERM, killed by kill -9, each time gone on by the same command"
+    )
+    parts = [text(10, 20, title, "strong"), text(10, 40, "loss")]
+    parts += [text(10, 62, f"{high:.1f}"), text(10, 194, f"{low:.1f}"), curve(lost, "gone")]
+    words = {"stop": "SIGTERM: saved", "dead_rank": "kill -9", "done": "done"}
+    begun = 0
+    for number, (event, (first, last)) in enumerate(zip(ends, spans)):
+        own = [row for row in rows if first <= row["elapsed_seconds"] <= last]
+        parts += [curve(own, ""), box(x(first), 210, x(last) - x(first), 16, "c2")]
+        parts.append(text(x(first), 246, f"steps {begun + 1} to {event['step']}"))
+        parts.append(text(x(last), 262, words[event["event"]], "strong", "end"))
+        if number + 1 < len(spans):
+            pause = f"{spans[number + 1][0] - last:.0f} s"
+            parts.append(text(x(last) + 35, 222, pause, "", "middle"))
+        saved = [each["step"] for each in events if each["event"] == "save" and each["at"] <= last + 0.5]
+        begun = saved[-1]
+    for event in events:
+        if event["event"] == "save":
+            parts.append(f'<path d="M{x(event["at"]):.1f} 206V230" class="mark"/>')
+    notes = (
+        "green: steps, to scale; strokes: checkpoints; between: the time until the next start's first step",
+        "dashed: steps that no checkpoint held when the run was killed; done again, with the same loss",
+    )
+    parts += [text(10, 286 + 18 * number, note) for number, note in enumerate(notes)]
+    return svg(700, 316, title, parts)
+
+
+def keep(run: Path, before: Path) -> None:
+    """Writes what is kept of a run; before: its metrics.jsonl as it was when the run was killed."""
+    (FOLDER / "life").mkdir(parents=True, exist_ok=True)
+    rows, killed, events = (
+        [json.loads(line) for line in path.read_text().splitlines()]
+        for path in (run / "metrics.jsonl", before, run / "events.jsonl")
+    )
+    begin = datetime.fromisoformat(events[0]["time"])
+    for event in events:  # seconds since the command
+        later = (datetime.fromisoformat(event["time"]) - begin).total_seconds()
+        event["at"] = round(events[0]["account"]["lost"]["start"] + later, 1)
+    lost = [row for row in killed if row not in rows]
+    for name, found, wanted in (
+        ("metrics", rows, COLUMNS), ("lost", lost, COLUMNS), ("events", events, FACTS)
+    ):  # fmt: skip
+        kept = [{key: row[key] for key in wanted if row.get(key) is not None} for row in found]
+        kept = [row for row in kept if len(row) > 1]
+        (FOLDER / "life" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+
+PICTURES = {"memory": memory_picture, "mesh": mesh_picture, "console": console_picture, "life": life_picture}
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["keep"]:
+        keep(Path(sys.argv[2]), Path(sys.argv[3]))
     for name, picture in PICTURES.items():
         (FOLDER / f"{name}.svg").write_text(picture())

@@ -65,8 +65,8 @@ def test_the_synopsis_names_what_is_required() -> None:
 
 def test_the_pictures_are_current_and_drawn_of_what_they_show() -> None:
     pictures, folder = script("pictures"), DOCS / "pictures"
-    # That of memory changes with every figure of the plan.
-    assert (folder / "mesh.svg").read_text() == pictures.mesh_picture(), "renew it: python docs/pictures.py"
+    for name in ("mesh", "console", "life"):  # that of memory changes with every figure of the plan
+        assert (folder / f"{name}.svg").read_text() == pictures.PICTURES[name](), "python docs/pictures.py"
     for file in folder.glob("*.svg"):
         root = ElementTree.fromstring(file.read_text())
         assert root.get("aria-label") and "http" not in file.read_text().replace(root.tag[1:-4], "")
@@ -75,3 +75,9 @@ def test_the_pictures_are_current_and_drawn_of_what_they_show() -> None:
     assert sorted(map(int, ranks)) == list(range(16))
     memory = pictures.planned(3)
     assert sum(pictures.by_part(memory).values()) * 2**30 == pytest.approx(memory["device_bytes"], rel=1e-3)
+    events = pictures.rows_of("events.jsonl")
+    assert [e["event"] for e in events if e["event"] in ("stop", "resume", "done")] == [
+        "stop", "resume", "resume", "done",
+    ]  # fmt: skip
+    again = {row["step"]: row["loss_mean"] for row in pictures.rows_of("metrics.jsonl")}
+    assert all(again[row["step"]] == row["loss_mean"] for row in pictures.rows_of("lost.jsonl"))
