@@ -1,10 +1,10 @@
 """Writes records that hide a number in filler and ask for it: what a model needs to learn the needle test.
 
-    python configs/passkeys.py --length 192 --records 8000 --out data-cache/passkeys-192.jsonl
+    python configs/passkeys.py --length 192 --records 20000 --out data-cache/passkeys-192.jsonl
 
-Each is {"prompt", "completion"}, of between a quarter of --length and --length characters together, with the
-number at any depth. They are the same every time. A tokenizer of bytes makes as many tokens, and an
-end-of-text. docs/long-context.md trains on them.
+Each is {"text"}, or {"prompt", "completion"} with --record prompt_completion, of between a quarter of
+--length and --length characters in all, with the number at any depth. They are the same every time. A
+tokenizer of bytes makes as many tokens, and an end-of-text. docs/long-context.md trains on them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ def main() -> None:
     """Writes the file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--length", type=int, default=192, help="characters of a record at most")
-    parser.add_argument("--records", type=int, default=8000)
+    parser.add_argument("--records", type=int, default=20000)
+    parser.add_argument(
+        "--record", choices=("text", "prompt_completion"), default="text", help="as the source's setting"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True, help="the file to write")
     options = parser.parse_args()
@@ -34,7 +37,9 @@ def main() -> None:
         for _ in range(options.records):
             length = draw.randint(options.length // SHORTEST, options.length - 1)
             prompt, completion = record(draw, length)
-            file.write(json.dumps({"prompt": prompt, "completion": completion}) + "\n")
+            apart = {"prompt": prompt, "completion": completion}
+            fields = {"text": prompt + completion} if options.record == "text" else apart
+            file.write(json.dumps(fields) + "\n")
     print(f"wrote {options.out}: {options.records:,} records")
 
 

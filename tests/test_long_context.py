@@ -12,7 +12,11 @@ from pathlib import Path
 import pytest
 
 from llmkit.api import Run, load
+from llmkit.batch import Batch
 from llmkit.cli import main
+from llmkit.config.model_section import RopeScaling
+from llmkit.model.rope import rope_tables
+from tests.initial_loss import first_batches, loss_of
 from tests.limits import HANG
 
 ROOT = Path(__file__).parents[1]
@@ -36,8 +40,9 @@ def commands() -> list[list[str]]:
 
 
 @pytest.fixture
-def trained(project, capsys) -> None:
-    """A folder in which the page's commands have run."""
+def trained(project, monkeypatch, capsys) -> list[list[Batch]]:
+    """The first batch of each run of the page's commands, which have run in this folder."""
+    batches = first_batches(monkeypatch)
     shutil.copytree(ROOT / "configs", project / "configs", dirs_exist_ok=True)
     for program, *words in commands():
         if program == "python":
@@ -47,6 +52,7 @@ def trained(project, capsys) -> None:
             assert main([*words, *FEWER]) == 0, words
         else:
             assert main([*words, "--trials", "1", "--depths", "0,100"]) == 0, words
+    return batches
 
 
 def test_a_model_of_short_texts_is_trained_to_read_longer_ones_by_each_recipe(trained, project, capsys):
@@ -54,6 +60,11 @@ def test_a_model_of_short_texts_is_trained_to_read_longer_ones_by_each_recipe(tr
     run = Run("runs/passkeys-768-yarn")
     assert run.done and [row["step"] for row in run.metrics if "loss" in row] == [1, 2]
     assert run.model().context_length == 768
+    yarn = RopeScaling(rope_type="yarn", factor=4.0, original_max_position_embeddings=192)
+    for tables, same in ((rope_tables(768, 32, 1e4, yarn), True), (rope_tables(768, 32, 1e4), False)):
+        wanted = loss_of(project / "runs/passkeys-192", tables, trained[1])
+        found = next(row["loss"] for row in run.metrics if "loss" in row)
+        assert (found == pytest.approx(wanted, rel=1e-6)) is same, "the weights as they were, turned anew"
     for name, (kind, factor, old, theta) in EXTENSIONS.items():
         loaded = load(project / f"configs/long-context/{name}.yaml", [f"run.name=another-{name}"])
         model = loaded.config.model
