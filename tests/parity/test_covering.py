@@ -22,7 +22,9 @@ def test_every_combination_that_can_be_is_tried(strength):
         }
         assert tried == possible, group
         assert "precision" in group or exactly == possible, f"{group} only in bf16"
-    have_cases_of_their_own = {"forms", "compiled", "adapters", "context", "context_form", "length", "expert"}
+    have_cases_of_their_own = {
+        "forms", "compiled", "adapters", "context", "context_form", "length", "expert", "mlp_tile",
+    }  # fmt: skip
     assert names == set(asdict(chosen[0])) - have_cases_of_their_own
     assert strength == 2 or len(chosen) <= 110
 
