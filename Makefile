@@ -51,10 +51,12 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 docs: $(VENV)/.installed
-	$(BIN)/python -c 'from llmkit.config.keys import markdown; print(markdown(), end="")' > docs/config.md
-	$(BIN)/python docs/commands.py > docs/commands.md
-	$(BIN)/python docs/python_api.py > docs/python-api.md
-	$(BIN)/python docs/curves.py > docs/curves.md
+	mkdir -p build
+	$(BIN)/python -c 'from llmkit.config.keys import markdown; print(markdown(), end="")' > build/config.md
+	$(BIN)/python docs/commands.py > build/commands.md
+	$(BIN)/python docs/python_api.py > build/python-api.md
+	$(BIN)/python docs/curves.py > build/curves.md
+	mv build/config.md build/commands.md build/python-api.md build/curves.md docs
 	$(BIN)/python docs/pictures.py
 
 site: $(VENV)/.installed-dev
@@ -66,8 +68,8 @@ constraints: $(VENV)/bin/python
 	$(BIN)/python -m venv $(NEWEST)
 	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -e '.[dev,gpu]'
 	$(NEWEST)/bin/python -m pytest -n $(WORKERS) -q $(or $(ARGS),$(QUICK))
-	{ head -n 1 constraints.txt; \
-	  $(NEWEST)/bin/python -m pip freeze --exclude-editable | grep -E '^[A-Za-z0-9_.-]+==' \
+	$(NEWEST)/bin/python -m pip freeze --exclude-editable > $(NEWEST)/freeze.txt
+	{ head -n 1 constraints.txt; grep -E '^[A-Za-z0-9_.-]+==' $(NEWEST)/freeze.txt \
 	  | grep -v -E '^(nvidia-(cu|nccl|nvjitlink|nvshmem|nvtx)|cuda-)' | sed 's/+.*//' | LC_ALL=C sort -f; \
 	} > $(NEWEST)/constraints.txt
 	mv $(NEWEST)/constraints.txt constraints.txt

@@ -3,7 +3,7 @@
     python configs/python_manual.py [FOLDER]    default: data-cache
 
 FOLDER/manual.jsonl: {"text": ...}, a record for each chapter (`pydoc_data.topics`, what `help("if")` prints)
-and for each docstring of the library of at least SHORTEST characters; about 1.5 MB. The same every time with
+and for each docstring of the library of at least SHORTEST characters; about 1.75 MB. The same every time with
 the same release of Python, and a little different with another one. The library is parsed, not imported.
 """
 

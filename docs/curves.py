@@ -38,17 +38,20 @@ the rows in `configs/recipes/curves`. Recipes for GPUs, which were not run, and 
 [recipes](recipes.md#published-recipes).
 
 **Is my run as it should be?** What is kept of a run is a run folder, so the two can be drawn over each other,
-and their settings compared:
+and their settings compared, where they were kept (not of the demo):
 
 ```sh
-llmkit train configs/recipes/characters.yaml
+python configs/python_manual.py        # its text
+llmkit train configs/recipes/characters.yaml train.precision=fp32
 llmkit report runs/characters configs/recipes/curves/characters --output compared.html
 ```
 
 More on that: [comparing runs](compare-runs.md).
-The same seed gives the same batches, so the curves lie on each other up to rounding, as long as the text is
-the same: it comes from Python's own library, which differs a little between releases of Python. The training
-loss is the mean over the steps since the row before.
+The same seed gives the same batches, so with the precision of the kept run the curves lie on each other up to
+rounding, as long as the text is the same: it comes from Python's own library, which differs a little between
+releases of Python. The demo chooses its number of steps by the speed of the machine; to compare it, add
+`train.max_minutes=null train.max_steps=3136`. The training loss is the mean over the steps since the row
+before.
 """
 MORE = """
 ## More

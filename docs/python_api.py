@@ -56,11 +56,16 @@ def _named(name: str) -> str:
     node, _ = _found(module, defined)
     text = f"\n### llmkit.{name}\n\n{_code(node)}{_prose(node)}"
     if isinstance(node, ast.ClassDef):
-        members = [each for each in node.body if isinstance(each, ast.FunctionDef) and each.name[0] != "_"]
+        members = [each for each in node.body if isinstance(each, ast.FunctionDef) and _is_shown(each)]
         chosen = PROMISED.get(name)
         members = [each for each in members if chosen is None or each.name in chosen]
         text += "".join(_member(each, module, name) for each in members)
     return text
+
+
+def _is_shown(method: ast.FunctionDef) -> bool:
+    overload = any(isinstance(each, ast.Name) and each.id == "overload" for each in method.decorator_list)
+    return method.name[0] != "_" and not overload
 
 
 def _member(node: ast.AST, module: str, of: str) -> str:

@@ -34,6 +34,8 @@ def first_batches(monkeypatch: pytest.MonkeyPatch) -> list[list[Batch]]:
 
 def loss_of(weights: Path, tables: tuple[Tensor, Tensor], batches: Sequence[Batch]) -> float:
     """Mean nats a target of a stored model on the batches, with these cosines and sines in all layers."""
+    if any(batch.tokens.is_cuda for batch in batches):
+        pytest.skip("compared with a computation on the CPU, to its rounding")
     model: Any = TrainedModel(weights).model(device="cpu", precision="fp32")
     model.rope = tables
     with torch.no_grad():

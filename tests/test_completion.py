@@ -100,9 +100,12 @@ def typed_in_zsh(folder, lines):
     own = {"ZDOTDIR": str(folder), "HOME": str(folder), "TERM": "dumb"}
     child, terminal = pty.fork()
     if child == 0:
-        os.chdir(folder)
-        path = f"{folder}:{os.environ['PATH']}"
-        os.execvpe("zsh", ["zsh", "-i"], {**environment(), **own, "PATH": path})
+        try:
+            os.chdir(folder)
+            path = f"{folder}:{os.environ['PATH']}"
+            os.execvpe("zsh", ["zsh", "-i"], {**environment(), **own, "PATH": path})
+        finally:
+            os._exit(127)
     try:
         rest = after(terminal, "ready> ", "")[1]
         for line in lines:

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/long-context.md").read_text()
 FEWER = [
     "train.max_steps=2", "kernels.compile=false", "monitor.wandb.mode=disabled", "monitor.report=false",
-    "faults.watchdog=false",
+    "faults.watchdog=false", "train.precision=fp32",
 ]  # fmt: skip
 EXTENSIONS = {
     "yarn": ("yarn", 4.0, 192, 10_000.0),

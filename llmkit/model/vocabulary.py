@@ -67,9 +67,10 @@ class Head(VocabularyLayer):
     """The output projection with the loss; `tied` is the embedding whose matrix it uses, if any.
 
     logits_scaling: logits are divided by it. compiled: what of it torch.compile has compiled: all of this
-    module, parts of the loss, or nothing. counts_likeliest: whether the loss has `LossSum.likeliest`; then
-    gradients are off, nothing is compiled, and there may be several rows of labels to a row of tokens, as in
-    `score_targets`.
+    module, parts of the loss, or nothing.
+
+    Where `counts_likeliest` is set, the loss has `LossSum.likeliest`; then gradients are off, nothing is
+    compiled, and there may be several rows of labels to a row of tokens, as in `score_targets`.
     """
 
     compiled: Literal["whole", "parts", ""] = ""

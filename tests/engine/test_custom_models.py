@@ -32,8 +32,18 @@ def test_a_model_of_ordinary_modules_trains_alike_under_every_zero_stage():
     cases = [
         *({"model": CONVOLUTION, "optimizer": {"name": "adamw"}, "stage": stage} for stage in range(4)),
         *({"model": CONVOLUTION, "optimizer": {"name": "muon"}, "stage": stage} for stage in (0, 3)),
-        *({"model": CONVOLUTION, "optimizer": {"name": "lion"}, "stage": stage} for stage in (1,)),
-        *({"model": LLAMA, "optimizer": {"name": "muon"}, "stage": stage} for stage in (3,)),
+        {"model": CONVOLUTION, "optimizer": {"name": "lion"}, "stage": 1},
+        {"model": LLAMA, "optimizer": {"name": "muon"}, "stage": 3},
+    ]
+    check(cases, ranks=2, tensor_size=1)
+
+
+@pytest.mark.exhaustive
+def test_they_do_with_other_optimizers_under_each_stage():
+    cases = [
+        *({"model": CONVOLUTION, "optimizer": {"name": "muon"}, "stage": stage} for stage in (1, 2)),
+        {"model": CONVOLUTION, "optimizer": {"name": "lion"}, "stage": 2},
+        {"model": LLAMA, "optimizer": {"name": "muon"}, "stage": 0},
     ]
     check(cases, ranks=2, tensor_size=1)
 
@@ -48,3 +58,9 @@ def test_a_model_of_our_layers_trains_alike_under_tensor_parallelism():
         ),
     ]
     check(cases, ranks=4, tensor_size=2)
+
+
+@pytest.mark.exhaustive
+def test_they_do_with_the_native_engine_too():
+    adamw = {"model": SHARDED, "optimizer": {"name": "adamw"}, "stage": 0}
+    check([adamw, {**adamw, "parallel": PIECES}], ranks=4, tensor_size=2)

@@ -39,7 +39,7 @@ LAUNCHES = [
     ("multinode", {"zero_stage": 1, "engine": "native"}, ["parallel.world_size=2", "parallel.zero_stage=1"]),
     ("own-file", {"zero_stage": 3}, []),
 ]
-ALWAYS = ("cpu", "zero2", "torchrun", "zero3", "multinode")
+ALWAYS = ("cpu", "zero1", "zero2", "torchrun", "zero3", "multinode")
 """Those that are launched at every commit; one that is left out leaves its steps to the next."""
 OWN_FILES = {
     # One of accelerate's, and one of DeepSpeed's with sizes that cut even this model into many parts.

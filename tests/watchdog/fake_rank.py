@@ -20,6 +20,7 @@ from llmkit.errors import EndedError
 from llmkit.watchdog.limits import Limits
 from llmkit.watchdog.member import STACKS
 from llmkit.watchdog.watch import Hub, Watch, Watched
+from tests.limits import HANG
 
 PHASES = ("start", "step", "save")
 LIMIT = 1.0
@@ -57,7 +58,9 @@ def fork_and_die() -> None:
 def until_on_record(run: Path) -> None:
     """However late the watching process comes to it."""
     files = run / "events.jsonl", run / "logs" / "stacks-7" / "rank-00000.txt"
+    last = time.monotonic() + HANG
     while not all(file.exists() and file.stat().st_size for file in files):
+        assert time.monotonic() < last
         time.sleep(0.05)
 
 
@@ -87,7 +90,9 @@ def main(order: dict[str, Any]) -> int:
     up = watched.run / f"up-{watched.rank}"
     if order.get("late"):
         up.touch()
+        last = time.monotonic() + HANG
         while not (watched.run / "events.jsonl").exists():
+            assert time.monotonic() < last
             time.sleep(0.01)
     watch.start(watched, place)
     assert watch._process is not None
