@@ -11,6 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from llmkit import __version__
@@ -198,14 +199,16 @@ def _data(options: argparse.Namespace, started: float) -> int:
 
         plan_command(config.data, tokenizer, options.workers, options.json)
         return 0
-    prepared = prepare(
-        config.data, report, seed=config.run.seed, workers=options.workers, tokenizer=tokenizer
+    opened = partial(
+        prepare, config.data, report, seed=config.run.seed, workers=options.workers, tokenizer=tokenizer
     )
     if options.action == "verify":
         from llmkit.data.verify_command import verify_command
 
-        verify_command(prepared, report, options.json)
-    elif options.action == "inspect":
+        verify_command(opened, report, options.json)
+        return 0
+    prepared = opened()
+    if options.action == "inspect":
         from llmkit.data.inspect_command import inspect_command, rows_command
 
         color = options.color == "always" or (options.color == "auto" and wants_color(sys.stdout))

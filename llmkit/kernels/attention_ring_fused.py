@@ -57,8 +57,8 @@ def backward(
         operation: Any = _aten._scaled_dot_product_flash_attention_for_cpu_backward
         found = operation(*given, 0.0, causal, scale=scale)
     else:
-        none = torch.empty(0, dtype=torch.int64, device=q.device)  # no packed rows, no dropout
-        sizes = (none, none, q.shape[1], k.shape[1])
+        none = torch.empty(0, dtype=torch.int64, device=q.device)  # no dropout
+        sizes = (None, None, q.shape[1], k.shape[1])  # an empty tensor would say that rows are packed
         operation = _aten._scaled_dot_product_flash_attention_backward
         found = operation(*given, *sizes, 0.0, causal, none, none, scale=scale)
     of_q, *others = (each.transpose(1, 2) for each in found)

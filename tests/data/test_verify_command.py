@@ -28,9 +28,11 @@ def test_what_was_read_and_what_is_damaged(
     ]  # fmt: skip
     assert f"{found['sources'][0]['tokens']:,} tokens in {found['sources'][0]['blocks']} blocks" in lines[0]
     (shard,) = Path("data-cache").rglob("train/*.bin")
-    shard.write_bytes(shard.read_bytes()[:-1] + b"\x99")
-    assert main(["data", "verify", "tiny.yaml", "--json"]) == 2
-    printed = capsys.readouterr()
-    found = json.loads(printed.out)
-    assert not found["good"] and found["sources"] == [] and shard.name in found["problem"]
-    assert found["problem"] in " ".join(printed.err.split())
+    whole = shard.read_bytes()
+    for damaged in (whole[:-1] + b"\x99", whole[:-1]):
+        shard.write_bytes(damaged)
+        assert main(["data", "verify", "tiny.yaml", "--json"]) == 2
+        printed = capsys.readouterr()
+        found = json.loads(printed.out)
+        assert not found["good"] and found["sources"] == [] and shard.name in found["problem"]
+        assert found["problem"] in " ".join(printed.err.split())
