@@ -44,6 +44,7 @@ def training_parts(shape: ModelShape, how: Arithmetic) -> dict[str, Activations]
     layers = shape.num_hidden_layers
     recomputed = 0 if recompute == "none" else -(-layers // every)
     plain, kept = block_parts(shape, how, "none"), block_parts(shape, how, recompute)
+    again = sum(plain.values()) - sum(kept.values())  # what a block computes once more
     if layout.offload_activations:  # one in use, and one on its way
         kept["residual stream and norms"] *= min(1.0, 2.0 / max(1, recomputed))
     parts = {
@@ -51,15 +52,14 @@ def training_parts(shape: ModelShape, how: Arithmetic) -> dict[str, Activations]
     }
     parts["a tile of an MLP"] = _tile(shape, how)
     parts["before the blocks"] = Activations(_before_blocks(shape, how))
-    head, block = _head(shape, how), gradient_bytes(shape, how, plain["mlp"])
-    if recomputed:  # the block has been computed again by then
-        block += sum(plain.values()) - sum(kept.values())
+    head, block = _head(shape, how), gradient_bytes(shape, how, plain["mlp"]) + again
     parts["loss" if head.token >= block else "gradients of a block"] = Activations(max(head.token, block))
     chunk = 0.0 if how.forms.get("head_loss", "full") == "full" else CHUNK_BYTES
     logits = FP32 * shape.padded_vocab_size / how.layout.tensor_parallel_size
+    fixed = max(head.fixed - chunk, _dequantised(shape, how))
     if head.token + logits >= block:  # else they are gone before the largest moment
         parts["logits of a chunk"] = Activations(0.0, chunk, logits)
-    fixed = max(head.fixed, _dequantised(shape, how)) - chunk
+        fixed = max(head.fixed, _dequantised(shape, how)) - chunk
     parts["blocks of a ring"] = ring_blocks(shape, how)
     parts["whatever the batch"] = Activations(0.0, fixed)  # gradients of the head, a matrix of few bits
     return {kind: each for kind, each in parts.items() if each.token or each.fixed}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import pytest
@@ -415,6 +416,35 @@ def test_a_weight_in_few_bits_is_in_memory_once_as_its_product_takes_it():
     for form, each in (("nf4", 2), ("int8", 2 + 4)):
         found = training_bytes(shape, replace(how, forms={**FORMS, "linear": form}))
         assert found == replace(training_bytes(shape, how), fixed=each * max(linear.values()))
+
+
+LLAMA_2_7B = replace(
+    LLAMA_STYLE, vocab_size=32_000, padded_vocab_size=32_000, hidden_size=4096, num_hidden_layers=32,
+    num_attention_heads=32, num_key_value_heads=32, head_dim=128, intermediate_size=11_008,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("form", "each"), [("nf4", 2), ("int8", 2 + 4)])
+def test_a_weight_in_few_bits_is_counted_where_the_logits_of_a_chunk_are_gone(form, each):
+    lora = Lora(rank=16, quantize_base=form)
+    forms = {**FORMS, "head_loss": "chunked", "linear": lora.base_form}
+    how = replace(arithmetic(activation_checkpointing="full"), forms=forms, lora=lora)
+    parts = training_parts(LLAMA_2_7B, how)
+    assert "logits of a chunk" not in parts
+    matrices = dict[str, int]()
+    for tensor in LLAMA_2_7B.tensors:
+        if tensor.linear:
+            matrices[tensor.stored_in] = matrices.get(tensor.stored_in, 0) + prod(tensor.shape)
+    assert parts["whatever the batch"].of(1) == each * max(matrices.values()) >= 2 * 4096 * 11_008
+
+
+def test_inputs_on_the_host_leave_what_a_block_computes_again_as_it_is():
+    shape, kind = replace(SHAPES["llama"], num_hidden_layers=8), "gradients of a block"
+    here = arithmetic(activation_checkpointing="full")
+    there = arithmetic(activation_checkpointing="full", offload_activations=True)
+    found, offloaded = training_parts(shape, here), training_parts(shape, there)
+    assert offloaded[kind] == found[kind]
+    assert training_bytes(shape, here).token - training_bytes(shape, there).token == 6 * 2 * 64
 
 
 def test_a_compiled_head_behind_blocks_that_are_not_keeps_fewer_bytes_a_logit():
