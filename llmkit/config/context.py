@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 Form = Literal["ulysses", "ring"]
 _SIZE = "parallel.context_parallel_size"
 _FORM = "parallel.context_parallel_form"
+WIDEST_FUSED, MULTIPLE_FUSED = 256, 8
+"""Channels of a head that PyTorch's flash attention for a GPU takes, and what they are a multiple of."""
+OLDEST_FUSED = (8, 0)
+"""Compute capability from which on NVIDIA's GPUs have it."""
 SHORT_PIECE = 1024
 """Tokens of a piece below which a note is given: the exchanges of attention are then many small messages."""
 
@@ -47,6 +51,17 @@ def ulysses_heads(heads: int, kv_heads: int, size: int) -> tuple[int, int]:
     The ranks divide the heads. Key and value heads are repeated until they divide these, too.
     """
     return heads // size, lcm(kv_heads, size) // size
+
+
+def ring_is_fused(device: str, capability: tuple[int, int] | None, sixteen_bits: bool, head_dim: int) -> bool:
+    """Whether a device has a fused kernel for blocks of a ring that have no masks; others' scores are made.
+
+    capability: of NVIDIA's GPUs; None of all else. sixteen_bits: whether attention computes in these.
+    """
+    if device == "cpu":
+        return True
+    fits = sixteen_bits and head_dim <= WIDEST_FUSED and head_dim % MULTIPLE_FUSED == 0
+    return fits and capability is not None and capability >= OLDEST_FUSED
 
 
 def context_form(config: Config) -> Form:

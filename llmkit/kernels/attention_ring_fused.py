@@ -12,21 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-WIDEST, MULTIPLE = 256, 8
-"""Channels of a head that the kernel of a GPU takes, and what they are a multiple of."""
-OLDEST = (8, 0)
-"""GPUs from this on have the kernel."""
+from llmkit.config.context import ring_is_fused
+
 _aten = torch.ops.aten
 
 
 def has_kernel(q: Tensor) -> bool:
     """Whether a fused kernel takes queries (batch, tokens, heads, head_dim) of this type and device."""
-    if q.device.type == "cpu":
-        return True
-    if not q.is_cuda or torch.version.hip is not None or q.dtype not in (torch.bfloat16, torch.float16):
-        return False
-    fits = q.shape[-1] <= WIDEST and q.shape[-1] % MULTIPLE == 0
-    return fits and torch.cuda.get_device_capability(q.device) >= OLDEST
+    nvidia = q.is_cuda and torch.version.hip is None
+    capability = torch.cuda.get_device_capability(q.device) if nvidia else None
+    sixteen_bits = q.dtype in (torch.bfloat16, torch.float16)
+    return ring_is_fused(q.device.type, capability, sixteen_bits, q.shape[-1])
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:

@@ -38,7 +38,8 @@ class Arithmetic:
     compiled: whether the blocks are; head_compiled: whether head and loss are. forms: operator -> form
     (`llmkit.plan.operators`). lora: of a rank above 0 adapters alone are trained, so that the head's matrix,
     like all others, has no gradient. length: tokens of a row. documents: whether they are masked from each
-    other. mlp_tile: positions for which an MLP is computed at a time; 0 = all.
+    other. mlp_tile: positions for which an MLP is computed at a time; 0 = all. fused_ring: whether the device
+    has a fused kernel for blocks of a ring without masks.
     """
 
     precision: Precision
@@ -50,6 +51,7 @@ class Arithmetic:
     length: int = 0
     documents: bool = False
     mlp_tile: int = 0
+    fused_ring: bool = True
 
     @property
     def tiled(self) -> float:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from llmkit.config.context import OLDEST_FUSED, ring_is_fused
 from llmkit.config.operators import FLASH_PACKAGES
 from llmkit.plan.form_rules import Situation, compiled_bf16
+from llmkit.precision import BYTES
 
 
 def compiled_on_cpu(s: Situation) -> str | None:
@@ -115,3 +117,11 @@ def plain_causal(s: Situation) -> str | None:
         return None
     selective = s.layout.activation_checkpointing == "selective"
     return None if selective or masked(s) else compiled_bf16(s)
+
+
+def fused_ring(s: Situation) -> bool:
+    """Whether blocks of a ring without masks have a fused kernel; an unknown device is taken to be a GPU that
+    may have it, a registered model to have heads that fit."""
+    kind, capability = ("cuda", OLDEST_FUSED) if s.device is None else (s.device.kind, s.device.capability)
+    head_dim = 0 if s.shape is None else s.shape.head_dim
+    return ring_is_fused(kind, capability, BYTES[s.precision.compute] == 2, head_dim)

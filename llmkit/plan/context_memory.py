@@ -27,11 +27,11 @@ def received_width(shape: ModelShape, layout: Layout) -> float:
 
 
 def makes_scores(shape: ModelShape, how: Arithmetic) -> bool:
-    """Whether blocks of a ring have masks, or values, that no fused kernel of a GPU takes, so that scores are
-    in memory (`llmkit.kernels.attention_ring_blocks`)."""
+    """Whether blocks of a ring have masks that no fused kernel takes, or the device has none, so that scores
+    are in memory (`llmkit.kernels.attention_ring_blocks`)."""
     windows = any(shape.window(layer) is not None for layer in range(shape.num_hidden_layers))
     masked = how.documents or windows or shape.attn_logit_softcapping is not None
-    return masked or how.bytes >= FP32
+    return masked or not how.fused_ring
 
 
 def ring_blocks(shape: ModelShape, how: Arithmetic) -> Activations:

@@ -98,6 +98,7 @@ def arithmetic(config: Config, precision: Precision, layout: Layout, kernels: Ke
         precision, layout, kernels.blocks_compiled, kernels.compiled, kernels.forms,
         lora=config.train.lora, length=config.data.row_length,
         documents=config.data.document_masks, mlp_tile=config.kernels.mlp_tile,
+        fused_ring=kernels.fused_ring,
     )  # fmt: skip
 
 

@@ -49,6 +49,7 @@ class Kernels:
     uncompiled: why torch.compile is not used, where it is not.
     timed: the forms of attention of which the fastest is found by measuring (`timed_forms`).
     off: why fast kernels are not used.
+    fused_ring: whether the device has a fused kernel for blocks of a ring without masks.
     """
 
     compiled: bool
@@ -58,6 +59,7 @@ class Kernels:
     uncompiled: str = "as given"
     timed: tuple[str, ...] = ()
     off: tuple[str, ...] = ()
+    fused_ring: bool = True
 
     @property
     def blocks_compiled(self) -> bool:

@@ -17,6 +17,7 @@ from llmkit.config.shape import ModelShape
 from llmkit.parallel.accelerate import AccelerateConfig
 from llmkit.parallel.layout import Layout
 from llmkit.parallel.resolve import LaunchResolver
+from llmkit.plan.attention_rules import fused_ring
 from llmkit.plan.batch import choose_micro_batch
 from llmkit.plan.facts import DeviceFacts
 from llmkit.plan.form_rules import Situation
@@ -159,7 +160,8 @@ def _kernels(
     notes += precision_notes(precision, device, compiled and not eager_blocks)
     timed = timed_forms(situation)
     off = tuple(fast_forms_off(situation))
-    return Kernels(compiled, chosen, tuple(notes), eager_blocks, uncompiled, timed, off), mistakes
+    ring = fused_ring(situation)
+    return Kernels(compiled, chosen, tuple(notes), eager_blocks, uncompiled, timed, off, ring), mistakes
 
 
 def _takes_compilation(config: Config) -> bool:

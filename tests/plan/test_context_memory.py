@@ -6,16 +6,23 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
-from llmkit.kernels import attention_ring_blocks
+from llmkit.estimate.devices import Hardware
+from llmkit.estimate.facts import facts_of
+from llmkit.estimate.workload import RING, workload_of
+from llmkit.kernels import attention_ring_blocks, attention_ring_fused
 from llmkit.kernels.attention_ring_blocks import Block, Rule, backward_of_block
 from llmkit.parallel.layout import Layout
+from llmkit.plan import DeviceFacts, plan_for_shape
 from llmkit.plan.arithmetic import Arithmetic
 from llmkit.plan.context_memory import SCORE_BYTES, SCORES, received_width, ring_blocks
+from llmkit.plan.memory import arithmetic
 from llmkit.precision import PRECISIONS
 from tests.shapes import LLAMA_STYLE
 
+H100 = facts_of(Hardware().device("h100"))
 SHAPE = replace(LLAMA_STYLE, num_attention_heads=12, num_key_value_heads=6, head_dim=16)
 
 
@@ -42,6 +49,35 @@ def test_only_a_ring_has_blocks():
     assert attention_ring_blocks.SCORES == SCORES
     fused = ring_blocks(SHAPE, replace(how, length=2**20, documents=False))
     assert fused.of(2**18) == large.token * 2**18
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "head_dim", "made"),
+    [
+        (H100, "bf16", 16, False), (H100, "bf16", 100, True), (H100, "bf16", 264, True),
+        (H100, "fp32", 16, True), (replace(H100, capability=(7, 5)), "bf16", 16, True),
+        (facts_of(Hardware().device("mi300x")), "bf16", 16, True),
+        (DeviceFacts(), "fp32", 16, False), (DeviceFacts(), "bf16", 100, False),
+    ],
+)  # fmt: skip
+def test_scores_are_made_where_the_device_has_no_kernel(device, precision, head_dim, made, monkeypatch):
+    """By the plan, and by the ring itself on such a device."""
+    settings = {
+        "data": {"sources": [{"type": "stdlib"}], "sequence_length": 24},
+        "train": {"max_steps": 1, "precision": precision},
+        "parallel": {"world_size": 2, "context_parallel_size": 2, "context_parallel_form": "ring"},
+    }
+    plan = plan_for_shape(replace(SHAPE, head_dim=head_dim), settings, device)
+    blocks = ring_blocks(plan.model, arithmetic(plan.config, plan.precision, plan.layout, plan.kernels))
+    assert (blocks.fixed > 0.0) is made
+    work = workload_of(plan)
+    assert work is not None and (work.forms["attention"] == RING) is made
+    monkeypatch.setattr(torch.version, "hip", None if device.capability else "7.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: device.capability)
+    with FakeTensorMode():
+        dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+        q = torch.empty(1, 8, 12, head_dim, dtype=dtype, device=device.kind)
+        assert attention_ring_fused.has_kernel(q) is not made
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
