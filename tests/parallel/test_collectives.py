@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils import deterministic
 
+from llmkit.parallel import collectives
 from llmkit.parallel.collectives import (
     all_gather,
     all_reduce_max,
@@ -97,6 +100,25 @@ def test_values_and_gradients(outcome, rank):
     for name, differences in outcome[rank].items():
         assert max(differences) <= (0.05 if name == "bf16" else 1e-6), name
     assert len(outcome[rank]) == 12
+
+
+def test_what_links_the_halves_of_an_exchange_is_no_nan(monkeypatch):
+    """Anomaly mode looks at all gradients; what is not written is NaN here."""
+    monkeypatch.setattr(collectives, "start_all_to_all", lambda x, *_: x.clone())
+    monkeypatch.setattr(collectives, "wait", lambda x: x)
+    x = torch.randn(4, 3, requires_grad=True)
+    before = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    deterministic.fill_uninitialized_memory = True
+    try:
+        with torch.autograd.set_detect_anomaly(True):
+            link, under_way = collectives.send_to_all(x, [4], [4], SimpleNamespace(group_name=""))
+            assert link == 0.0
+            collectives.arrived(link, under_way).square().sum().backward()
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        deterministic.fill_uninitialized_memory = before[1]
+    torch.testing.assert_close(x.grad, 2.0 * x.detach())
 
 
 def test_without_a_group_nothing_is_done():
