@@ -7,10 +7,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from llmkit.config.file_text import SHIPPED, SHIPPED_FOLDERS
 from llmkit.errors import RunFault, UserError
 
-SHIPPED = Path(__file__).parent
-FOLDERS = ("configs", "launch", "slurm")
 LEFT_OUT = ("__pycache__",)
 
 
@@ -37,13 +36,13 @@ def launch_files_command(folder: Path) -> int:
             shutil.copy(SHIPPED / name, folder / name)
     except OSError as error:
         raise UserError(f"launch-files: {error.filename or folder}: {error.strerror or error}") from error
-    print(f"{folder}: {len(files)} files in {', '.join(f'{name}/' for name in FOLDERS)}")
+    print(f"{folder}: {len(files)} files in {', '.join(f'{name}/' for name in SHIPPED_FOLDERS)}")
     return 0
 
 
 def shipped_files() -> Iterator[Path]:
     """The files, relative to this folder."""
-    for folder in FOLDERS:
+    for folder in SHIPPED_FOLDERS:
         for place, folders, names in os.walk(SHIPPED / folder):
             folders[:] = sorted(set(folders) - set(LEFT_OUT))
             yield from (Path(place, name).relative_to(SHIPPED) for name in sorted(names))

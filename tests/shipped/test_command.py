@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from llmkit.cli import main
+from llmkit.config.file_text import SHIPPED_FOLDERS
 from llmkit.config.load import load
-from llmkit.shipped.command import FOLDERS, shipped_files
+from llmkit.shipped.command import shipped_files
 from tests.limits import HANG
 
 ROOT = Path(__file__).parents[2]
@@ -20,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 def tracked() -> set[str]:
     """The files of these folders that the repository has."""
-    names = subprocess.run(["git", "ls-files", *FOLDERS], cwd=ROOT, capture_output=True, text=True)
+    names = subprocess.run(["git", "ls-files", *SHIPPED_FOLDERS], cwd=ROOT, capture_output=True, text=True)
     return set(names.stdout.split())
 
 
@@ -55,7 +56,7 @@ def wheel(tmp_path_factory):
     """The names in a wheel of this commit."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     ignore = shutil.ignore_patterns("__pycache__")
-    for name in ("llmkit", *FOLDERS):
+    for name in ("llmkit", *SHIPPED_FOLDERS):
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignore)
     (source / "configs/__pycache__").mkdir()
     (source / "configs/__pycache__/passkeys.cpython-311.pyc").write_bytes(b"compiled")
