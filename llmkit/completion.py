@@ -80,8 +80,12 @@ def settings(prefix: str, **_: Any) -> list[str]:
 
 
 def _numbered(path: str, prefix: str) -> str:
-    """A key with the numbers of list entries that a prefix has, written as there; 0 where it has none yet."""
-    numbers = iter(re.findall(r"\[\d+\]|\.\d+(?=\.)", prefix))
+    """A key with the numbers of list entries that a prefix has, written as there; 0 where it has none yet.
+
+    The last one may not be whole yet: its bracket is closed.
+    """
+    found = re.findall(r"\[\d+\]?|\.\d+(?=\.|$)", prefix)
+    numbers = iter(f"{each}]" if each[0] == "[" and each[-1] != "]" else each for each in found)
     return re.sub(r"\.N(?=\.)", lambda _: next(numbers, ".0"), path)
 
 

@@ -55,6 +55,10 @@ def test_sections_keys_and_values_of_settings():
     assert settings("kernels.compile=") == [f"kernels.compile={value}" for value in ("true", "false", "auto")]
     assert "data.sources[1].weight=" in settings("data.sources[1].w")
     assert "data.sources.2.weight=" in settings("data.sources.2.w")
+    for typed in ("data.sources.1", "data.sources[1"):
+        assert {entry[: len(typed)] for entry in settings(typed) if "sources" in entry} == {typed}
+    assert "data.sources.12.type=" in settings("data.sources.12")
+    assert "data.sources[12].type=" in settings("data.sources[12")
     assert "data.sources[0].type=jsonl" in settings("data.sources[0].type=j")
     assert settings("no.such=") == []
 
