@@ -79,7 +79,6 @@ ELSEWHERE = {
     "planner/explain.py": "planner/test_command.py",
     "planner/options.py": "planner/test_command.py",
     "planner/page.py": "planner/test_command.py",
-    "planner/remedies.py": "planner/test_command.py",
     "planner/study.py": "planner/test_command.py",
     "serve/answers.py": "serve/test_app.py",
     "watchdog/process.py": "watchdog/test_watch.py",

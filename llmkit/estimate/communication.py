@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmkit.estimate.collectives import CONTENTION, Spread, exchanged, gathered, passed, sent
-from llmkit.estimate.computing import Computing, Pass, shared_expert
+from llmkit.estimate.computing import Computing, Pass
 from llmkit.estimate.hardware import Fleet
-from llmkit.estimate.rates import Rates
 from llmkit.estimate.workload import Workload
 
 BUCKET = 25 * 2.0**20
@@ -16,7 +15,7 @@ HOST_BANDWIDTH = 20e9
 """Bytes a second and direction between a device and its host's pinned memory (assumed of PCIe 4 and 5)."""
 HOST_UPDATE = 0.5e-9
 """Seconds of a host for the update of a parameter of one rank, by 8 threads (assumed; one thread: 3.7 ns)."""
-COUNT_BYTES = 8
+COUNT_BYTES = 4
 """Of the number of copies for an expert, which ranks tell each other before they send these."""
 HOPS_EXPOSED = 0.3
 """Share of the messages between pipeline stages that nothing hides (assumed)."""
@@ -131,12 +130,14 @@ def _around_ring(work: Workload, spread: Spread, attention: Pass) -> Sent:
     return forward.times(1.0 + again).plus(back)
 
 
-def expert_parallel(work: Workload, fleet: Fleet, rates: Rates) -> Sent:
+def expert_parallel(work: Workload, fleet: Fleet, shared: Pass) -> Sent:
     """Of a micro-batch: copies of tokens to the ranks that hold their experts, and back, in each such layer.
 
     Two all-to-alls forward and two backward (Lepikhin et al. 2021), and one of the copies' numbers forward;
     full recomputation repeats the forward ones. A shared expert computes beside one of them, forward and
     backward. Loads are taken to be alike: all ranks wait for the one that gets most.
+
+    shared: seconds of the shared experts of all layers.
     """
     if work.expert == 1:
         return Sent()
@@ -144,11 +145,17 @@ def expert_parallel(work: Workload, fleet: Fleet, rates: Rates) -> Sent:
     once = exchanged(expert_bytes(work), spread)
     counts = exchanged(work.shape.moe.num_experts * COUNT_BYTES, spread)
     again = 1.0 / work.recompute_every if work.recompute == "full" else 0.0
-    passes, beside = 1.0 + again, shared_expert(work, rates)
-    forward = Sent.beside(once * layers, beside.forward).times(passes)
-    back = Sent.beside(once * layers, beside.backward)
+    passes = 1.0 + again
+    forward = Sent.beside(once * layers, shared.forward).times(passes)
+    back = Sent.beside(once * layers, shared.backward)
     alone = (passes * (once + counts) + once) * layers
     return forward.plus(back).plus(Sent(alone))
+
+
+def expert_sends(work: Workload) -> float:
+    """All-to-alls of copies, or of their gradients, of a rank and step: see `expert_parallel`."""
+    layers = work.shape.expert_layers / work.pipeline * work.micro_batches
+    return layers * (4.0 + (2.0 / work.recompute_every if work.recompute == "full" else 0.0))
 
 
 def expert_bytes(work: Workload) -> float:

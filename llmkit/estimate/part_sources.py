@@ -11,6 +11,7 @@ from llmkit.estimate.communication import (
     copies_spread,
     data_spread,
     expert_bytes,
+    expert_sends,
     expert_spread,
     host_bytes,
     ring_bytes,
@@ -128,10 +129,8 @@ def _context(work: Workload, fleet: Fleet, _: Constants) -> str:
 
 
 def _experts(work: Workload, fleet: Fleet, _: Constants) -> str:
-    layers = work.shape.expert_layers / work.pipeline * work.micro_batches
-    times = 4.0 + (2.0 / work.recompute_every if work.recompute == "full" else 0.0)
     size, spread = show_bytes(expert_bytes(work)), expert_spread(work, fleet)
-    return f"{layers:,.0f} x {times:g} all-to-alls of {size}, and their sizes, {_over(spread)}"
+    return f"{expert_sends(work):,.0f} all-to-alls of {size}, and their sizes, {_over(spread)}"
 
 
 def _gathers(work: Workload, fleet: Fleet, _: Constants) -> str:
@@ -143,16 +142,21 @@ def _gathers(work: Workload, fleet: Fleet, _: Constants) -> str:
 
 
 def _gradients(work: Workload, fleet: Fleet, _: Constants) -> str:
-    exchange, dealt = work.exchange, 0.0 if work.frozen else work.dealt
-    size = (work.trained - dealt) * exchange.gradient_bytes
-    times = f" x {work.micro_batches:g} micro-batches" if exchange.each_micro_batch else ""
-    text = f"{show_bytes(size)} of gradients{' x 2 (all-reduce)' if exchange.all_reduce else ''}{times}"
-    weights = (work.trained - dealt) * work.weight_bytes
-    text += f" and {show_bytes(weights)} of weights" if work.zero else ""
-    copies, experts = copies_spread(work, fleet), ""
+    dealt, copies = 0.0 if work.frozen else work.dealt, copies_spread(work, fleet)
+    text = _sums(work, work.trained - dealt, data_spread(work, fleet))
     if dealt and copies.ranks > 1:
-        experts = f"; {show_bytes(dealt * exchange.gradient_bytes)} of gradients of experts {_over(copies)}"
-    return f"{text} {_over(data_spread(work, fleet))}{experts}"
+        text += f"; of experts {_sums(work, dealt, copies)}"
+    return text
+
+
+def _sums(work: Workload, elements: float, spread: Spread) -> str:
+    """Of so many elements of a rank, over the ranks that hold the same ones."""
+    exchange = work.exchange
+    times = f" x {work.micro_batches:g} micro-batches" if exchange.each_micro_batch else ""
+    size = show_bytes(elements * exchange.gradient_bytes)
+    text = f"{size} of gradients{' x 2 (all-reduce)' if exchange.all_reduce else ''}{times}"
+    text += f" and {show_bytes(elements * work.weight_bytes)} of weights" if work.zero else ""
+    return f"{text} {_over(spread)}"
 
 
 def _offload(work: Workload, fleet: Fleet, _: Constants) -> str:

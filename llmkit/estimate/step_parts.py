@@ -16,7 +16,7 @@ from llmkit.estimate.communication import (
     sharded_weights,
     tensor_parallel,
 )
-from llmkit.estimate.computing import Computing, computing, update_seconds
+from llmkit.estimate.computing import Computing, computing, shared_expert, update_seconds
 from llmkit.estimate.constants import FITTED, Constants
 from llmkit.estimate.hardware import Fleet
 from llmkit.estimate.rates import GpuRates, Rates
@@ -47,10 +47,11 @@ def step_parts(
     computed, micro = computing(work, rates), work.micro_batches
     nodes = max(1.0, work.world / fleet.devices_per_node)
     beside = computed.times(constants.overhead)  # communication is hidden by the time that computing takes
+    shared = shared_expert(work, rates).times(constants.overhead)
     sends = {
         "tensor parallelism": tensor_parallel(work, fleet, beside).times(micro),
         "context parallelism": context_parallel(work, fleet, beside).times(micro),
-        "expert parallelism": expert_parallel(work, fleet, rates).times(micro),
+        "expert parallelism": expert_parallel(work, fleet, shared).times(micro),
         "gathers of ZeRO-3": sharded_weights(work, fleet, beside).times(micro),
         "gradients and weights": gradients(work, fleet, beside),
         "offload": host_traffic(work, beside).plus(inputs_to_host(work, beside).times(micro)),

@@ -84,12 +84,11 @@ def with_losses(activations: int, buffers: Mapping[str, int]) -> int:
 
 
 def groups_of_ranks(layout: Layout) -> int:
-    """Groups that a process sends to."""
-    sizes = (
-        layout.replicas, layout.tensor_parallel_size, layout.context_parallel_size,
-        layout.expert_parallel_size,
-    )  # fmt: skip
-    return sum(size > 1 for size in sizes)
+    """Groups that a process sends to: all ranks with other tokens, and parts of these, where they are not the
+    same ranks (see `Mesh`)."""
+    parts = layout.context_parallel_size, layout.expert_parallel_size, layout.copies_of_experts
+    whole = layout.replicas, layout.tensor_parallel_size
+    return sum(size > 1 for size in whole) + sum(1 < size < layout.replicas for size in parts)
 
 
 def arithmetic(config: Config, precision: Precision, layout: Layout, kernels: Kernels) -> Arithmetic:

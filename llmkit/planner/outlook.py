@@ -13,13 +13,19 @@ from llmkit.config.schema import Checkpoint
 from llmkit.data.shards.format import token_dtype
 from llmkit.errors import UserError
 from llmkit.estimate import interruptions
-from llmkit.estimate.communication import HOST_BANDWIDTH
+from llmkit.estimate.communication import (
+    HOST_BANDWIDTH,
+    copies_spread,
+    expert_bytes,
+    expert_sends,
+    expert_spread,
+)
 from llmkit.estimate.expense import Expense, expense
 from llmkit.estimate.hardware import Fleet
 from llmkit.estimate.interruptions import DALY, LLAMA_3, daly_interval, lost_share, seconds_between
 from llmkit.estimate.search import Candidate
 from llmkit.estimate.term import Term
-from llmkit.estimate.workload import workload_of
+from llmkit.estimate.workload import Workload, workload_of
 from llmkit.monitor.cost import Prices
 from llmkit.plan.plan import Plan
 
@@ -234,20 +240,41 @@ def _data(candidate: Candidate) -> Term:
 
 
 def _network(candidate: Candidate) -> Term:
-    """Bytes a second that leave a node: each ring of data-parallel ranks crosses its border once."""
+    """Bytes a second that leave a node: each ring of data-parallel ranks crosses its border once, and
+    copies of tokens go to experts on other nodes."""
     plan, zero, work = candidate.plan, candidate.plan.layout.zero_stage, workload_of(candidate.plan)
     assert work is not None, "a search has found the layout of a model that is known"
     exchange = work.exchange
     gradients = exchange.gradient_bytes * (2 if exchange.all_reduce else 1)  # scattered and gathered
     gradients *= plan.accumulation_steps if zero == 3 or exchange.each_micro_batch else 1
-    gradients *= plan.num_trained
-    weights = float(zero > 0) * work.weight_bytes * plan.num_trained
+    shared = plan.num_trained - _unshared(work, candidate.fleet)
+    gradients *= shared
+    weights = float(zero > 0) * work.weight_bytes * shared
     if zero == 3:  # frozen ones, too, for every forward and every backward pass
         weights = 2.0 * plan.accumulation_steps * work.sharded_bytes * plan.layout.tensor_parallel_size
+    copies = _to_experts(work, candidate.fleet)
     seconds, there = candidate.time.seconds, candidate.fleet.node_bandwidth / 1e9
+    tokens = f" + {show_bytes(copies)} of tokens to experts" if copies else ""
     return Term(
-        "network of a node", (gradients + weights) / seconds, "bytes/s",
-        f"({show_bytes(gradients)} of gradients + {show_bytes(weights)} of weights) in {seconds:.4g} s, of "
-        f"{there:.4g} GB/s",
+        "network of a node", (gradients + weights + copies) / seconds, "bytes/s",
+        f"({show_bytes(gradients)} of gradients + {show_bytes(weights)} of weights{tokens}) in "
+        f"{seconds:.4g} s, of {there:.4g} GB/s",
         "rings of reduce-scatter and all-gather (Patarasuk and Yuan 2009), each crossing once",
     )  # fmt: skip
+
+
+def _unshared(work: Workload, fleet: Fleet) -> float:
+    """Parameters of dealt out experts whose rings do not cross the border of a node: those that it has none
+    of, and all where no other node has the same ones."""
+    if work.frozen:
+        return 0.0
+    there = expert_spread(work, fleet).in_node if copies_spread(work, fleet).nodes > 1 else 0
+    return work.dealt * work.tensor * (work.expert - there)
+
+
+def _to_experts(work: Workload, fleet: Fleet) -> float:
+    """Bytes of a step that leave a node with copies of tokens, or their gradients: to experts on other nodes,
+    and back to where these copies are from."""
+    spread = expert_spread(work, fleet)
+    leaving = expert_bytes(work) * (spread.ranks - spread.in_node) / spread.ranks
+    return leaving * expert_sends(work) * fleet.devices_per_node

@@ -71,6 +71,8 @@ def _fits(loaded: Loaded, ground: Ground, found: Found) -> bool:
     for stage, offload in product(stages, offloads):
         engine = "deepspeed" if stage >= 2 or offload != "none" else settings["parallel.engine"]
         changed = {"zero_stage": stage, "engine": engine, "offload": offload}
+        if engine == "deepspeed":  # which knows of no experts that a rank does not hold
+            changed["expert_parallel_size"] = 1
         layout = settings | {f"parallel.{name}": value for name, value in changed.items()} | {MICRO_BATCH: 1}
         try:
             if candidate(loaded, ground, layout).fits:

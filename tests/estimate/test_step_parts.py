@@ -10,6 +10,7 @@ from statistics import mean
 import pytest
 
 from benchmarks.published import FITTED_ROWS, L8, MEGATRON, OUTSIDE, left_out, mean_error, with_update
+from llmkit.config.memory import show_bytes
 from llmkit.config.model_section import Moe
 from llmkit.config.parameters import EXPERTS
 from llmkit.estimate.collectives import START, Spread
@@ -18,6 +19,7 @@ from llmkit.estimate.computing import computing
 from llmkit.estimate.constants import FITTED
 from llmkit.estimate.devices import Hardware
 from llmkit.estimate.hardware import Fleet
+from llmkit.estimate.part_sources import formula_of
 from llmkit.estimate.rates import GpuRates
 from llmkit.estimate.step_parts import StepParts, step_parts
 from llmkit.estimate.workload import Exchange, Workload
@@ -171,6 +173,7 @@ MIXTURE = replace(
     moe=Moe(num_experts=64, num_experts_per_tok=8, moe_intermediate_size=1024),
 )  # fmt: skip
 DEALT = with_update(replace(BASE, shape=MIXTURE, expert=8))
+ONCE, TWICE = (replace(FITTED, overhead=each) for each in (1.0, 2.0))
 
 
 def test_dealt_out_experts_are_sent_to_in_four_messages_a_layer() -> None:
@@ -178,7 +181,7 @@ def test_dealt_out_experts_are_sent_to_in_four_messages_a_layer() -> None:
     recomputation sends forward once more, a shared expert hides one message each way."""
     spread, times = Spread(fleet(8), 8), 16 * DEALT.micro_batches
     once = 16384 * 8 * 4096 * 2 * 7 / 8 / spread.bandwidth + START + 1.5e-6
-    counts = 64 * 8 * 7 / 8 / spread.bandwidth + START + 1.5e-6
+    counts = 64 * 4 * 7 / 8 / spread.bandwidth + START + 1.5e-6
     part, found = "expert parallelism", parts(DEALT)
     assert found.parts[part] == pytest.approx((4 * once + counts) * times)
     assert part not in found.hidden and part not in parts(replace(DEALT, expert=1)).parts
@@ -188,6 +191,9 @@ def test_dealt_out_experts_are_sent_to_in_four_messages_a_layer() -> None:
     beside = parts(replace(DEALT, shape=replace(MIXTURE, moe=shared)))
     assert 0.0 < beside.hidden[part] < 2 * once * times
     assert beside.parts[part] < found.parts[part]
+    slower = step_parts(replace(DEALT, shape=replace(MIXTURE, moe=shared)), fleet(8), TWICE)
+    usual = step_parts(replace(DEALT, shape=replace(MIXTURE, moe=shared)), fleet(8), ONCE)
+    assert slower.hidden[part] == pytest.approx(2 * usual.hidden[part]), "what is hidden takes that room"
 
 
 def test_experts_beyond_a_node_are_sent_to_over_the_network() -> None:
@@ -209,6 +215,20 @@ def test_fewer_ranks_sum_the_gradients_of_dealt_out_experts() -> None:
     others = MIXTURE.num_parameters - experts
     found = gradients(dense, fleet(8), nothing).exposed * others / dense.shape.num_parameters
     assert each_its_own == pytest.approx(found, rel=1e-2)
+
+
+@pytest.mark.parametrize("zero", [0, 1])
+def test_a_formula_tells_of_experts_all_that_their_seconds_are_of(zero: int) -> None:
+    """Gradients in fp32, weights in bf16: 16 layers of 64 experts, of which a rank has 8, and the rest."""
+    work = replace(DEALT, zero=zero, exchange=Exchange(all_reduce=zero == 0, gathers_late=True))
+    text, _ = formula_of("gradients and weights", work, fleet(8), FITTED)
+    whole, experts = text.split("; of experts ")
+    dealt = 16 * 8 * 3 * 4096 * 1024
+    for part, elements, ranks in ((whole, DEALT.parameters - dealt, 64), (experts, dealt, 8)):
+        how = f"x 2 (all-reduce) over {ranks} ranks"
+        if zero:
+            how = f"and {show_bytes(elements * 2)} of weights over {ranks} ranks"
+        assert part.startswith(f"{show_bytes(elements * 4)} of gradients {how}")
 
 
 def test_offloading_takes_the_update_to_the_host() -> None:

@@ -15,7 +15,9 @@ from torch.distributed import distributed_c10d
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from llmkit.parallel import mesh as mesh_module
+from llmkit.parallel.layout import Layout
 from llmkit.parallel.mesh import DIMENSIONS, Axis, Mesh, make_mesh
+from llmkit.plan.memory import groups_of_ranks
 from tests.ranks import run_ranks
 
 LIMIT = timedelta(minutes=3)
@@ -194,6 +196,20 @@ def test_experts_over_all_ranks_with_other_tokens_cost_no_group_of_their_own():
         assert joined.split(tensor=2)["expert_data"].size == 4 and joined["expert"].size == 1
         assert mesh["expert_data", "tensor"].group is mesh["tensor"].group
         assert mesh.expert_parallel().size == 4 and groups() - before == 2
+
+
+@pytest.mark.parametrize(
+    ("context", "expert", "count"),
+    [(1, 1, 2), (2, 1, 3), (8, 1, 2), (1, 2, 4), (1, 8, 2), (4, 2, 5), (4, 4, 5), (2, 8, 3), (8, 2, 4)],
+)
+def test_a_plan_counts_the_groups_that_are_sent_to(context, expert, count):
+    """Two ranks share each layer, and eight have other tokens."""
+    layout = Layout(16, 2, context_parallel_size=context, expert_parallel_size=expert)
+    with fake_ranks(5, 16) as joined:
+        mesh = joined.split(tensor=2, context=context, expert=expert)
+        axes = ("data", "context"), "tensor", "context", "expert", "expert_data"
+        made = {id(group) for axis in axes if (group := mesh[axis].group) is not None}
+        assert len(made) == groups_of_ranks(layout) == count
 
 
 def test_experts_need_ranks_that_they_divide():

@@ -15,12 +15,13 @@ from llmkit.errors import UserError
 from llmkit.estimate.communication import HOST_BANDWIDTH
 from llmkit.estimate.devices import Hardware
 from llmkit.estimate.interruptions import daly_interval, lost_share
-from llmkit.estimate.search import Candidate, Found, Ground, as_given, search
+from llmkit.estimate.search import MICRO_BATCH, Candidate, Found, Ground, as_given, search, with_settings
 from llmkit.monitor.cost import Prices
 from llmkit.planner.assumed import open_subject
 from llmkit.planner.outlook import DISK_BANDWIDTH, Question, checkpoint_size, disk, outlook
 
 RECIPE = str(Path(__file__).parents[2] / "configs/recipes/llama-3.1-8b.yaml")
+QWEN3 = str(Path(__file__).parents[2] / "configs/models/qwen3-30b-a3b.yaml")
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +159,26 @@ def test_adapters_send_their_gradients_and_zero_3_all_weights():
     assert tuned == 8 * 32 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336))
     assert terms["network of a node"].value * each.time.seconds == pytest.approx(sent)
     assert terms["checkpoint"].value == 12 * tuned
+
+
+@pytest.mark.parametrize(("experts", "share", "here"), [(8, 0.0, 1.0), (16, 0.5, 0.5), (64, 0.875, 0.0)])
+def test_tokens_leave_a_node_where_experts_are_on_others(experts: int, share: float, here: float):
+    """Qwen3 30B-A3B, 48 layers: a rank sends 8 copies of 2,048 values of two bytes for each of its tokens,
+    six times with full recomputation; half of them leave the node where 16 ranks have the experts. A node
+    then shares half of these with others, and where each expert is on one rank alone, none."""
+    layout = {
+        "parallel.expert_parallel_size": experts, "parallel.zero_stage": 1, "parallel.engine": "native",
+        "parallel.activation_checkpointing": "full", MICRO_BATCH: 1,
+    }  # fmt: skip
+    loaded = with_settings(open_subject(load, QWEN3, [], 1e11).loaded, layout)
+    each = as_given(loaded, Ground(Hardware().fleet("h100", 8, 8)))
+    terms = {term.name: term for term in outlook(each, Question(1e11, Prices())).terms}
+    network, tokens = terms["network of a node"], each.plan.tokens_per_step / 64
+    copies = 8 * tokens * 8 * 2048 * 2 * 6 * 48 * share
+    dealt = 48 * 128 * 3 * 2048 * 768
+    sent = 6 * (each.plan.num_trained - dealt * (1 - here)) + copies
+    assert network.value * each.time.seconds == pytest.approx(sent)
+    assert ("of tokens to experts" in network.formula) == (share > 0)
 
 
 def test_training_waits_for_the_disk_where_saves_are_not_beside_it(best: Candidate):
