@@ -173,7 +173,7 @@ next_job() {
   echo $((${last:-0} + 1))
 }
 
-# Times are shorter than SLURM's defaults, so that tests are quick: KillWait (30 s), SlurmdTimeout (300 s), and
+# Times are shorter than SLURM's defaults, so that tests are quick: SlurmdTimeout (300 s), and
 # cred_expire (120 s), which is also how long a requeued job waits before it may start again.
 write_slurm_conf() {
   cat >"$DIR/slurm.conf" <<END
@@ -207,7 +207,7 @@ SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0,sched_min
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 ReturnToService=2
-KillWait=10
+KillWait=30
 SlurmdTimeout=10
 MinJobAge=300
 FirstJobId=$(next_job)

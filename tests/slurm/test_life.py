@@ -133,7 +133,7 @@ def test_a_life_of_everything_ends_with_the_losses_of_an_undisturbed_one(
     life.slow(0.5)
     lost["preemption"] = life.through(preempt)
     assert set(lost.values()) == {0}
-    # Here KillWait, of 10 s, is all the time there is: a busy machine may need more for a step and a save.
+    # Here KillWait, of 30 s, is all the time there is: a busy machine may need more for a step and a save.
     lost["scontrol requeue"] = life.through(lambda: cluster.run("scontrol", "requeue", life.job.number))
     lost["NaN on rank 1"] = life.through((folder / "poison").touch)
     lost["node"] = life.through(lambda: life.lose(1))
