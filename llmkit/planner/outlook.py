@@ -245,7 +245,7 @@ def _network(candidate: Candidate) -> Term:
     plan, zero, work = candidate.plan, candidate.plan.layout.zero_stage, workload_of(candidate.plan)
     assert work is not None, "a search has found the layout of a model that is known"
     exchange = work.exchange
-    gradients = exchange.gradient_bytes * (2 if exchange.all_reduce else 1)  # scattered and gathered
+    gradients: float = exchange.gradient_bytes * (2 if exchange.all_reduce else 1)  # scattered and gathered
     gradients *= plan.accumulation_steps if zero == 3 or exchange.each_micro_batch else 1
     shared = plan.num_trained - _unshared(work, candidate.fleet)
     gradients *= shared
