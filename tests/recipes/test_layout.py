@@ -30,7 +30,7 @@ def test_state_is_shared_where_a_copy_each_does_not_fit():
 
 
 def test_long_rows_are_recomputed():
-    assert layout(12, device("l4"), 1, 32768).get("activation_checkpointing") in ("selective", "full")
+    assert layout(12, device("l4"), 1, 49152).get("activation_checkpointing") in ("selective", "full")
 
 
 def test_what_fits_nowhere_is_told_with_what_it_needs():
