@@ -1,6 +1,6 @@
 """Writes records that hide a number in filler and ask for it: what a model needs to learn the needle test.
 
-    python configs/passkeys.py --length 192 --records 20000 --out data-cache/passkeys-192.jsonl
+    python configs/passkeys.py --length 192 --records 40000 --out data-cache/passkeys-192.jsonl
 
 Each is {"text"}, or {"prompt", "completion"} with --record prompt_completion, of between a quarter of
 --length and --length characters in all, with the number at any depth. They are the same every time. A
@@ -24,7 +24,7 @@ def main() -> None:
     """Writes the file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--length", type=int, default=192, help="characters of a record at most")
-    parser.add_argument("--records", type=int, default=20000)
+    parser.add_argument("--records", type=int, default=40000)
     parser.add_argument(
         "--record", choices=("text", "prompt_completion"), default="text", help="as the source's setting"
     )
