@@ -255,9 +255,9 @@ CONTEXT = [
     )
 ]  # fmt: skip
 """Rows that several ranks share, by each form, under tensor parallelism and each ZeRO stage, with documents,
-windows, fewer key and value heads than ranks, and lengths that the ranks do not divide. The first six are
+windows, fewer key and value heads than ranks, and lengths that the ranks do not divide. The first five are
 tried at every commit."""
-CONTEXT_ALWAYS = 6
+CONTEXT_ALWAYS = 5
 
 DEALT = [
     Case(

@@ -20,6 +20,7 @@ from llmkit.loop.scalars import Scalars
 from llmkit.model.gpt import GPT
 from llmkit.optim.build import moments
 from llmkit.precision import PRECISIONS
+from tests.chosen import few_at_every_commit
 from tests.engine.test_native import batch_of, targets
 from tests.shapes import GPT2_STYLE, LLAMA_STYLE, random_model
 
@@ -91,7 +92,7 @@ def fused_on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("fused_on_meta")
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("precision", list(PRECISIONS))
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", few_at_every_commit(CASES, ("plain", "window", *FEW)))
 def test_no_tensor_is_left_on_the_cpu_and_no_value_is_read(case, precision, optimizer):
     """On the meta device either raises an error."""
     shape, activation_checkpointing, documents = CASES[case]
