@@ -29,9 +29,11 @@ ORDER = {
     "Hooks": ("Hook", "Request", "Trainer", "StepResult", "Evaluation", "media"),
 }
 PROMISED = {
-    "Trainer": ("record", "write_media"),
+    "Trainer": (
+        "config", "plan", "mesh", "state", "engine", "learning_rate", "phases", "record", "write_media",
+    ),
     "media": ("table", "histogram", "image"),
-}
+}  # fmt: skip
 """What is public of a class or module of which not all is."""
 
 
@@ -161,6 +163,7 @@ def _names(node: ast.Module | ast.FunctionDef | ast.ClassDef) -> set[str]:
 def _prose(node: ast.Module | ast.FunctionDef | ast.ClassDef) -> str:
     """A docstring as Markdown: its paragraphs, and a list where it explains arguments, `name: ...`."""
     name = rf"(?:{'|'.join(sorted(_names(node)) or ['(?!)'])})"
+    promised = set(PROMISED.get(getattr(node, "name", ""), _names(node)))
     begin = re.compile(rf"(?:^|(?<=[.:;)] ))(?=(?:{name}(?:, {name})*: |Raises |Returns ))")
     paragraphs = list[str]()
     for paragraph in (ast.get_docstring(node) or "").split("\n\n"):
@@ -168,6 +171,8 @@ def _prose(node: ast.Module | ast.FunctionDef | ast.ClassDef) -> str:
         listed = False
         for part in filter(None, (each.strip() for each in begin.split(text))):
             found = re.match(rf"({name}(?:, {name})*): (.*)", part)
+            if found and not set(found[1].split(", ")) <= promised:
+                continue
             if found:
                 paragraphs.append(f"- `{found[1]}`: {found[2]}")
                 if listed:

@@ -43,6 +43,9 @@ def test_the_page_of_the_api_has_what_the_package_has() -> None:
         methods = [name for name, value in public.items() if isinstance(value, (FunctionType, property))]
         assert methods and all(f"\n#### {each.__name__}.{name}\n" in page for name in methods)
     assert "- `fresh`: raise where the run has checkpoints." in page  # from within a paragraph
+    assert "- `plan`: complete." in page and "- `saved_step`" not in page  # what is promised of a trainer
+    headings = re.findall(r"^#### (.+)$", page, flags=re.M)
+    assert len(headings) == len(set(headings))
 
 
 def test_the_page_of_commands_has_each_command_and_option_once() -> None:
