@@ -52,7 +52,7 @@ def training_parts(shape: ModelShape, how: Arithmetic) -> dict[str, Activations]
     }
     parts["a tile of an MLP"] = _tile(shape, how)
     parts["before the blocks"] = Activations(_before_blocks(shape, how))
-    head, block = _head(shape, how), gradient_bytes(shape, how, plain["mlp"]) + again
+    head, block = _head(shape, how), gradient_bytes(shape, how, plain) + again
     parts["loss" if head.token >= block else "gradients of a block"] = Activations(max(head.token, block))
     chunk = 0.0 if how.forms.get("head_loss", "full") == "full" else CHUNK_BYTES
     logits = FP32 * shape.padded_vocab_size / how.layout.tensor_parallel_size
