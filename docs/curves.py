@@ -59,7 +59,7 @@ MORE = """
 | | |
 | --- | --- |
 | a mixture of experts | [configs/demo-moe.yaml](../configs/demo-moe.yaml) |
-| fine-tuning of the demo, low-rank adapters | [fine-tuning](finetuning.md); figures in the files |
+| fine-tuning of the demo, low-rank adapters of it | [fine-tuning](finetuning.md); figures in the files |
 | rows that get longer, and a task of copying | [long context](long-context.md) |
 | preferences | [configs/dpo.yaml](../configs/dpo.yaml): [fine-tuning](finetuning.md#preferences) |
 | against nanoGPT, nanochat, Llama at equal tokens and equal time | [benchmarks](benchmarks.md) |
