@@ -17,8 +17,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = Path("build/site/pages")
-LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)#\s]+)")
-"""The path of a link to a file of the repository, without an anchor."""
+LINK = re.compile(r"""(?:(?<=\]\()|(?<=src=")|(?<=srcset="))(?!https?:|mailto:|#)([^)#\s"]+)""")
+"""The path of a link to a file of the repository, or of a picture in HTML, without an anchor."""
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".toml": "toml", ".json": "json", ".sbatch": "bash"}
 
 
