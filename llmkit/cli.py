@@ -11,13 +11,24 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 from llmkit import __version__
 from llmkit.checkpoints.options import add_checkpoint_command
 from llmkit.cluster.options import add_jobs_options, add_submit_options
-from llmkit.command_line import CommandParser, Commands, add_branch, add_config, count, positive, to_stderr
+from llmkit.command_line import (
+    CommandParser,
+    Commands,
+    add_branch,
+    add_config,
+    add_json,
+    count,
+    positive,
+    to_stderr,
+    waiting_for,
+)
 from llmkit.completion import ASKED, add_completion_options, offer, shell_code
 from llmkit.convert.options import add_export_command, add_import_command
 from llmkit.doctor.options import add_doctor_options
@@ -33,6 +44,8 @@ from llmkit.report.options import add_report_command
 from llmkit.serve.options import add_serve_command
 from llmkit.shipped.options import add_launch_files_command
 from llmkit.watch.options import add_runs_command, add_top_command
+
+LOADING = "loading PyTorch"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,8 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest:
         options.overrides = [*options.overrides, *rest]
     try:
-        if "takes_weights" in options and "://" in options.run:
-            options.run = _fetched(options.run)
+        if "takes_weights" in options:
+            with waiting_for(LOADING, os.environ):
+                import torch  # noqa: F401
+            if "://" in options.run:
+                options.run = _fetched(options.run)
         return int(options.command(options, started))
     except AlreadyReported as end:
         return end.code
@@ -155,7 +171,9 @@ def _train_run(options: argparse.Namespace, started: float) -> int:
         ask_for_determinism(os.environ)
     let_segments_grow(os.environ)
     from llmkit.loop.options import Options
-    from llmkit.train import train
+
+    with nullcontext() if options.quiet else waiting_for(LOADING, os.environ):
+        from llmkit.train import train
 
     how = Options(
         options.fresh, options.allow_data_change, options.quiet, options.take_over, options.branch,
@@ -355,7 +373,7 @@ def _config_parser(commands: Commands) -> None:
         action="store_true",
         help="print a JSON schema of configurations, for editors; after a CONFIG, with its plugins' settings",
     )
-    config.add_argument("--json", action="store_true", help="print JSON: settings, origins and plan, or keys")
+    add_json(config, "print JSON: settings, origins and plan, or keys")
     config.add_argument("--run-folder", action="store_true", help="check all of it, and print the run folder")
     config.set_defaults(command=_config, parser=config)
 
@@ -384,9 +402,9 @@ def _data_parser(commands: Commands) -> None:
                 action="store_true",
                 help="only say sizes, tokens, time and disk beforehand",
             )
-            action.add_argument("--json", action="store_true", help="with --plan: as JSON")
+            add_json(action, "with --plan: as JSON")
         if name == "verify":
-            action.add_argument("--json", action="store_true", help="print a JSON object instead")
+            add_json(action)
         if name == "inspect":
             _add_inspect_options(action)
 
@@ -405,7 +423,7 @@ def _add_inspect_options(action: argparse.ArgumentParser) -> None:
         default=5,
         help="how long live sources may be tokenized for --step or --sample; default: 5",
     )
-    action.add_argument("--json", action="store_true", help="print JSON")
+    add_json(action, "print JSON")
     action.add_argument(
         "--color", choices=["auto", "always", "never"], default="auto",
         help="of tokens; auto: on a terminal, without NO_COLOR",

@@ -20,7 +20,7 @@ _DEMO = "configs/demo.yaml"
 
 EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "": (
-        (f"train {_DEMO}", "a small model, in five minutes"),
+        (f"train {_DEMO}", "a model in five minutes"),
         ("generate runs/demo --prompt 'import os'", "what it has learnt"),
         ("config --keys optimizer", "settings, and what they mean"),
     ),

@@ -12,8 +12,9 @@ import difflib
 import re
 import shutil
 import sys
-from collections.abc import Collection, Sequence
-from typing import Any, NoReturn, TypeAlias
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn, TextIO, TypeAlias
 
 from llmkit.command_examples import HEADINGS, example_text
 from llmkit.error_text import WIDEST, show_error, terminal_width
@@ -233,6 +234,41 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ema", action="store_true", help="the moving average of the weights, of a run with train.ema"
     )
+
+
+def add_json(parser: argparse.ArgumentParser, what: str = "print a JSON object instead") -> None:
+    """Adds --json, of commands whose results programs read. what: its help."""
+    parser.add_argument("--json", action="store_true", help=what)
+
+
+def print_json(value: object) -> None:
+    """Prints what a command with --json has to tell: one value, and nothing else, on standard output."""
+    import json
+
+    print(json.dumps(value, indent=2), flush=True)
+
+
+def printer(as_json: bool) -> Callable[[str], None]:
+    """Prints a line for people: beside JSON on standard error, else as the output."""
+    return to_stderr if as_json else print
+
+
+@contextmanager
+def waiting_for(what: str, environment: Mapping[str, str], stream: TextIO | None = None) -> Iterator[None]:
+    """Says on a terminal what a command waits for, in a line that is gone when that is there.
+
+    Nothing is said elsewhere, and by the processes of a launch but the first. stream: None: standard error.
+    """
+    stream = sys.stderr if stream is None else stream
+    dumb = environment.get("TERM", "dumb") in ("dumb", "")
+    said = not dumb and environment.get("RANK", "0") in ("", "0") and terminal_width(stream) is not None
+    if said:
+        print(f"{what} ...", end="", file=stream, flush=True)
+    try:
+        yield
+    finally:
+        if said:
+            print("\r\x1b[K", end="", file=stream, flush=True)
 
 
 def to_stderr(line: str) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from dataclasses import asdict
 
+from llmkit.command_line import print_json
 from llmkit.config.json_schema import editor_schema
 from llmkit.config.load import Loaded
 from llmkit.config.schema import Config
-from llmkit.config.show import coloured, keys_named, show, show_keys, show_section
+from llmkit.config.show import coloured, keys_named, show, show_keys, show_section, wrapped
+from llmkit.error_text import terminal_width
 from llmkit.errors import UserError
 from llmkit.plan import resolve_plan
 from llmkit.plan.document import document
@@ -30,12 +33,14 @@ def settings_command(options: argparse.Namespace, load: Load, color: bool) -> in
     loaded, alone = _loaded(options, load)
     plan = resolve_plan(loaded)
     if options.json:
-        print(json.dumps(document(loaded, plan, alone=alone), indent=2))
+        print_json(document(loaded, plan, alone=alone))
         return 0
     if alone:  # the rest is defaults, and remarks on what stands in for a run
         text = f"{show_section(loaded, 'model')}\n{show_model(plan)}"
     else:
         text = show(loaded, show_plan(plan))
+    if (width := terminal_width(sys.stdout)) is not None:
+        text = wrapped(text, width)
     print(coloured(text) if color else text, end="")
     return 0
 
@@ -61,7 +66,7 @@ def keys_command(options: argparse.Namespace, load: Load) -> int:
     if names and os.path.isfile(names[0]):  # whose plugins may have settings of their own
         schema, names = _class_of(names[0], load), names[1:]
     if options.json:
-        print(json.dumps([asdict(key) for key in keys_named(names, schema)], indent=2))
+        print_json([asdict(key) for key in keys_named(names, schema)])
     else:
         print(show_keys(names, schema), end="")
     return 0

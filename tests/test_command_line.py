@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 
 import pytest
 
-from llmkit.command_line import CommandParser, add_run, count, positive, settings_as_overrides, unicode_text
+from llmkit.command_line import (
+    CommandParser,
+    add_run,
+    count,
+    positive,
+    settings_as_overrides,
+    unicode_text,
+    waiting_for,
+)
 from llmkit.errors import UserError
+from tests.test_error_text import Terminal
 
 
 def test_numbers_within_bounds():
@@ -57,3 +68,19 @@ def test_a_choice_that_was_probably_meant_is_named(capsys):
 )
 def test_settings_before_the_configuration_come_behind_it(given, found):
     assert settings_as_overrides(given.split(), {"--from"}) == found.split()
+
+
+def test_what_is_waited_for_is_said_on_a_terminal_and_gone_afterwards(monkeypatch):
+    monkeypatch.setattr(os, "get_terminal_size", lambda number: os.terminal_size((80, 24)))
+    stream = Terminal()
+    with waiting_for("loading", {"TERM": "xterm", "RANK": "0"}, stream):
+        assert stream.getvalue() == "loading ..."
+    assert stream.getvalue() == "loading ...\r\x1b[K"
+    for environment, other in (
+        ({"TERM": "dumb"}, Terminal()),
+        ({"TERM": "xterm", "RANK": "1"}, Terminal()),
+        ({"TERM": "xterm"}, io.StringIO()),
+    ):
+        with waiting_for("loading", environment, other):
+            assert other.getvalue() == ""
+        assert other.getvalue() == ""

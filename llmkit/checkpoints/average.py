@@ -22,6 +22,7 @@ from llmkit.checkpoint.stage import Snapshot
 from llmkit.checkpoint.writer import Writer
 from llmkit.checkpoints.members import Choice, Member, check_alike, choose, shared_out
 from llmkit.checkpoints.slabs import slabs
+from llmkit.command_line import print_json, printer
 from llmkit.config.memory import show_bytes
 from llmkit.errors import UserError
 from llmkit.parallel.slices import full_box
@@ -32,8 +33,12 @@ OF_THE_RUN = ("data", "started_in", "init_from", "precision", "updates")
 """What an average takes over of the state of its newest member, beside the progress."""
 
 
-def average_command(paths: Sequence[Path], out: Path, choice: Choice, decay: float | None) -> int:
+def average_command(
+    paths: Sequence[Path], out: Path, choice: Choice, decay: float | None, *, as_json: bool = False
+) -> int:
     """Writes a checkpoint of averaged weights alone, in fp32: see `choose` and `shared_out` for of what.
+
+    as_json: lines for people go to standard error, and an object tells what was written.
 
     Raises UserError where the weights are of different models, or there is something at `out`.
     """
@@ -45,9 +50,10 @@ def average_command(paths: Sequence[Path], out: Path, choice: Choice, decay: flo
     newest = members[-1].weights
     size = 4 * sum(prod(newest.shape(name)) for name in newest.names())
     require_room(out, size)
+    tell = printer(as_json)
     for member in members:
         loss = "" if member.heldout is None else f", held-out loss {member.heldout:.4f}"
-        print(f"{100 * member.share:6.2f} %  {member.weights.path}{loss}")
+        tell(f"{100 * member.share:6.2f} %  {member.weights.path}{loss}")
     with built_aside(out) as aside:
         writer = Writer(out)
         assert writer.folder == aside
@@ -57,6 +63,13 @@ def average_command(paths: Sequence[Path], out: Path, choice: Choice, decay: flo
             newest.tokenizer().files(),
         )  # fmt: skip
         finish(writer, [index_file.encode(writer.index())], snapshot)
+    if as_json:
+        of = [
+            {"path": str(each.weights.path), "step": each.step, "share": each.share, "heldout": each.heldout}
+            for each in members
+        ]
+        print_json({"path": str(out), "tensors": len(newest.names()), "bytes": size, "of": of})
+        return 0
     print(f"average    of {len(members)}: {out}, {len(newest.names())} tensors, {show_bytes(size)}")
     print(f"try        llmkit evaluate {out}" if newest.config else f"try        llmkit generate {out}")
     return 0

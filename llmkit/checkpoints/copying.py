@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llmkit.checkpoint.read import newest
 from llmkit.checkpoints.found import find
-from llmkit.command_line import to_stderr
+from llmkit.command_line import print_json, to_stderr
 from llmkit.config.memory import show_bytes
 from llmkit.config.redaction import command_on_record
 from llmkit.config.stored import read_stored
@@ -21,10 +21,11 @@ from llmkit.errors import RunFault, UserError
 from llmkit.run_folder import borrowed
 
 
-def copy_command(run: Path, to: str | None) -> int:
+def copy_command(run: Path, to: str | None, *, as_json: bool = False) -> int:
     """Copies the newest good checkpoint of a run, the best one and the record; prints where the first lies.
 
-    What is there already is not sent again. to: instead of the run's `checkpoint.copy_to`. Raises UserError
+    What is there already is not sent again. to: instead of the run's `checkpoint.copy_to`. as_json: an
+    object tells it, and what was sent. Raises UserError
     where the run is under way, or names no store; RunFault where the store does not take it.
     """
     found = find(run)
@@ -56,5 +57,9 @@ def copy_command(run: Path, to: str | None) -> int:
     to_stderr(
         f"sent {show_bytes(size)}" + (f"; not deleted: {sender.not_deleted}" if sender.not_deleted else "")
     )
-    print(f"{store}/checkpoints/{offer.name}")
+    url = f"{store}/checkpoints/{offer.name}"
+    if as_json:
+        print_json({"url": url, "sent_bytes": size, "not_deleted": sender.not_deleted or None})
+    else:
+        print(url)
     return 0

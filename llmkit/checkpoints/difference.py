@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from llmkit.checkpoint.named import named
 from llmkit.checkpoint.read import Checkpoint
 from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.checkpoints.slabs import slabs
+from llmkit.command_line import print_json
 from llmkit.config.mistakes import display
 from llmkit.config.renamed import with_new_names
 from llmkit.config.resume import compare
@@ -61,7 +61,7 @@ def diff_command(first: Path, second: Path, count: int, *, as_json: bool) -> int
             "a": _about(a), "b": _about(b), "settings": settings, "model": model, "data": data,
             "only_in": only, "kinds": _kinds(tensors), "tensors": [_to_json(each) for each in shown],
         }  # fmt: skip
-        print(json.dumps(plain(found), indent=2))
+        print_json(plain(found))
         return 0
     print(f"A          {a.origin}, step {a.step}\nB          {b.origin}, step {b.step}")
     _section("settings", [f"{each['setting']}: {each['old']} -> {each['new']}" for each in settings])

@@ -13,7 +13,7 @@ import xxhash
 
 from llmkit.checkpoint.keeping import BEST, parse_best
 from llmkit.checkpoint.named import split_name
-from llmkit.command_line import to_stderr
+from llmkit.command_line import print_json, to_stderr
 from llmkit.config.memory import show_bytes
 from llmkit.copies import catalogue, fetch
 from llmkit.copies.catalogue import Catalogue, Copy, Record
@@ -37,11 +37,12 @@ class Copies(NamedTuple):
     named: Sequence[Copy]
 
 
-def fetch_command(url: str, out: Path) -> int:
+def fetch_command(url: str, out: Path, *, as_json: bool = False) -> int:
     """Makes a run folder of a copy, and prints the checkpoint in it.
 
     url: of the copies of one run; with @STEP or @best behind it that one, else the newest that is as it was
         sent.
+    as_json: an object tells it, with its run folder and the copy that it is of.
     Raises UserError where there is none, or `out` is there; RunFault where the store does not give it.
     """
     if os.path.lexists(out) and not (out / _BEGUN).exists():
@@ -59,7 +60,10 @@ def fetch_command(url: str, out: Path) -> int:
         raise _unfinished(copies.store, error) from error
     Known(copies.all.run, 0).write(out)
     (out / _BEGUN).unlink()
-    print(path)
+    if as_json:
+        print_json({"path": str(path), "run": str(out), "url": f"{copies.store}/checkpoints/{path.name}"})
+    else:
+        print(path)
     return 0
 
 

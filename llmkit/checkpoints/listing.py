@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,7 @@ from llmkit.checkpoint.keeping import Best, read_best, step_of
 from llmkit.checkpoint.read import Checkpoint, Damaged, load
 from llmkit.checkpoints.found import find
 from llmkit.checkpoints.recorded import Recorded, shown_time
-from llmkit.command_line import to_stderr
+from llmkit.command_line import print_json, to_stderr
 from llmkit.config.memory import show_bytes
 from llmkit.config.mistakes import printable
 from llmkit.errors import RunFault, UserError
@@ -55,7 +54,7 @@ def list_command(path: Path, *, quick: bool, as_json: bool) -> int:
     """
     lines = lines_of(path, quick)
     if as_json:
-        print(json.dumps([asdict(line) for line in lines], indent=2))
+        print_json([asdict(line) for line in lines])
         return 0
     width = size_of(sys.stdout)[0] if sys.stdout.isatty() else None
     print("\n".join(table(lines, width, Painter(takes_live_view(sys.stdout)))))

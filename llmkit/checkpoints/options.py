@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from llmkit.command_line import CommandParser, Commands, count, positive
+from llmkit.command_line import CommandParser, Commands, add_json, count, positive
 
 PLACE = "a run folder, a folder of checkpoints, or a checkpoint, also as RUN@best or RUN@STEP"
 Run = Callable[[argparse.Namespace], int]
@@ -32,7 +32,7 @@ def _list_parser(actions: Commands) -> None:
     parser = _action(actions, "list", "a table of checkpoints; the newest are read until one is good", _list)
     _add_place(parser)
     parser.add_argument("--quick", action="store_true", help="look at the sizes of files alone")
-    parser.add_argument("--json", action="store_true", help="print a JSON list instead")
+    add_json(parser, "print a JSON list instead")
 
 
 def _verify_parser(actions: Commands) -> None:
@@ -40,7 +40,7 @@ def _verify_parser(actions: Commands) -> None:
     parser = _action(actions, "verify", what, _verify)
     _add_place(parser)
     parser.add_argument("--quick", action="store_true", help="look at the sizes of files alone")
-    parser.add_argument("--json", action="store_true", help="print a JSON object instead")
+    add_json(parser)
 
 
 def _diff_parser(actions: Commands) -> None:
@@ -50,7 +50,7 @@ def _diff_parser(actions: Commands) -> None:
     parser.add_argument(
         "--count", type=count, default=10, help="tensors shown, those that differ most; default: 10"
     )
-    parser.add_argument("--json", action="store_true", help="print a JSON object instead")
+    add_json(parser)
 
 
 def _average_parser(actions: Commands) -> None:
@@ -71,6 +71,7 @@ def _average_parser(actions: Commands) -> None:
         "--decay", type=_decay, metavar="D",
         help="each counts D times as much as the next newer one; default: all count alike",
     )  # fmt: skip
+    add_json(parser)
 
 
 def _prune_parser(actions: Commands) -> None:
@@ -81,6 +82,7 @@ def _prune_parser(actions: Commands) -> None:
     parser.add_argument("--keep-every", type=positive, metavar="N", help="keep those of every N steps")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
     parser.add_argument("--yes", action="store_true", help="do not ask on a terminal")
+    add_json(parser, "print a JSON object instead; on a terminal only with --yes or --dry-run")
 
 
 def _save_parser(actions: Commands) -> None:
@@ -89,6 +91,7 @@ def _save_parser(actions: Commands) -> None:
     parser.add_argument(
         "--wait", type=positive, default=600, metavar="SECONDS", help="give up after so long; default: 600"
     )
+    add_json(parser)
 
 
 def _copy_parser(actions: Commands) -> None:
@@ -96,6 +99,7 @@ def _copy_parser(actions: Commands) -> None:
     parser = _action(actions, "copy", what, _copy)
     parser.add_argument("run", metavar="RUN", help="its run folder")
     parser.add_argument("--to", metavar="URL", help="instead of checkpoint.copy_to; the run's name is added")
+    add_json(parser)
 
 
 def _fetch_parser(actions: Commands) -> None:
@@ -105,6 +109,7 @@ def _fetch_parser(actions: Commands) -> None:
         "url", metavar="URL[@STEP]", help="where the run is copied to, with its name: s3://bucket/runs/demo"
     )
     parser.add_argument("out", metavar="OUT", help="a folder that must not exist")
+    add_json(parser)
 
 
 def _action(actions: Commands, name: str, what: str, run: Run) -> CommandParser:
@@ -155,30 +160,32 @@ def _average(options: argparse.Namespace) -> int:
     from llmkit.checkpoints.members import Choice
 
     choice = Choice(options.steps, options.last, options.best)
-    return average_command([Path(path) for path in options.paths], Path(options.out), choice, options.decay)
+    paths = [Path(path) for path in options.paths]
+    return average_command(paths, Path(options.out), choice, options.decay, as_json=options.json)
 
 
 def _prune(options: argparse.Namespace) -> int:
     from llmkit.checkpoints.pruning import prune_command
 
     return prune_command(
-        Path(options.path), options.keep_last, options.keep_every, dry_run=options.dry_run, yes=options.yes
-    )
+        Path(options.path), options.keep_last, options.keep_every,
+        dry_run=options.dry_run, yes=options.yes, as_json=options.json,
+    )  # fmt: skip
 
 
 def _save(options: argparse.Namespace) -> int:
     from llmkit.checkpoints.request import save_command
 
-    return save_command(Path(options.run), float(options.wait))
+    return save_command(Path(options.run), float(options.wait), as_json=options.json)
 
 
 def _copy(options: argparse.Namespace) -> int:
     from llmkit.checkpoints.copying import copy_command
 
-    return copy_command(Path(options.run), options.to)
+    return copy_command(Path(options.run), options.to, as_json=options.json)
 
 
 def _fetch(options: argparse.Namespace) -> int:
     from llmkit.checkpoints.fetching import fetch_command
 
-    return fetch_command(options.url, Path(options.out))
+    return fetch_command(options.url, Path(options.out), as_json=options.json)

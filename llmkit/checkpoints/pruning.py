@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from llmkit.checkpoint.keeping import read_best, step_of
 from llmkit.checkpoint.read import Damaged, folders, load
 from llmkit.checkpoint.rule import is_kept
 from llmkit.checkpoints.found import Found, find
-from llmkit.command_line import to_stderr
+from llmkit.command_line import print_json, printer, to_stderr
 from llmkit.config.memory import show_bytes
 from llmkit.errors import RunFault, UserError
 from llmkit.ownership.claim import Claim
@@ -21,21 +21,29 @@ from llmkit.run_folder import borrowed
 
 
 def prune_command(
-    path: Path, keep_last: int | None, keep_every: int | None, *, dry_run: bool, yes: bool
-) -> int:
+    path: Path, keep_last: int | None, keep_every: int | None, *, dry_run: bool, yes: bool,
+    as_json: bool = False,
+) -> int:  # fmt: skip
     """Deletes the checkpoints before the newest `keep_last` good ones (1 if only the other is given), but for
     those whose step `keep_every` divides, and for the best one.
 
-    Asks first on a terminal, unless `yes`. Raises UserError where the run is under way, or nothing says what
-    to keep; RunFault where no checkpoint is good.
+    Asks first on a terminal, unless `yes`. as_json: one object at the end instead of lines.
+
+    Raises UserError where the run is under way, or nothing says what to keep; RunFault where no checkpoint is
+    good.
     """
     if keep_last is None and keep_every is None:
         raise UserError("prune: say what to keep, by --keep-last N or --keep-every N")
     found = find(path)
     if found.single:
         raise UserError(f"prune: {path} is one checkpoint; name its run folder")
+    if as_json and not (yes or dry_run) and sys.stdin.isatty():
+        raise UserError("prune: with --json nothing is asked; say --yes to delete, or --dry-run")
     if dry_run:
         to_delete = choose(found.root, keep_last or 1, keep_every)
+        if as_json:
+            _print_json(to_delete, sum(map(_size, to_delete)), dry_run)
+            return 0
         print("\n".join(f"would delete {folder}" for folder in to_delete) or "nothing would be deleted")
         return 0
     with _claimed(found) as claim:
@@ -43,7 +51,11 @@ def prune_command(
         if to_delete and not yes and sys.stdin.isatty() and not _agreed(to_delete):
             print("nothing is deleted")
             return 0
-        freed = sum(_delete(folder, claim) for folder in to_delete)
+        tell = printer(as_json)
+        freed = sum(_delete(folder, claim, tell) for folder in to_delete)
+    if as_json:
+        _print_json(to_delete, freed, dry_run)
+        return 0
     print(f"{len(to_delete)} deleted, {show_bytes(freed)} freed" if to_delete else "nothing to delete")
     return 0
 
@@ -100,15 +112,24 @@ def _agreed(to_delete: list[Path]) -> bool:
     return input(f"delete these {len(to_delete)} checkpoints? [y/N] ").strip().lower() in ("y", "yes")
 
 
-def _delete(folder: Path, claim: Claim | None) -> int:
+def _print_json(deleted: list[Path], size: int, dry_run: bool) -> None:
+    print_json({"dry_run": dry_run, "deleted": [str(folder) for folder in deleted], "freed_bytes": size})
+
+
+def _size(folder: Path) -> int:
+    """Bytes that the files of a checkpoint take; of a link none."""
+    files = () if folder.is_symlink() else folder.iterdir()
+    return sum(file.lstat().st_size for file in files)
+
+
+def _delete(folder: Path, claim: Claim | None, tell: Callable[[str], None]) -> int:
     """Deletes a checkpoint; how many bytes that frees: of a link none."""
     if claim is not None:
         claim.require_current()
-    files = () if folder.is_symlink() else folder.iterdir()
     try:
-        size = sum(file.lstat().st_size for file in files)
+        size = _size(folder)
         delete_checkpoint(folder)
     except OSError as error:
         raise RunFault(f"prune: {folder} cannot be deleted: {error.strerror or error}") from error
-    print(f"deleted {folder}", flush=True)
+    tell(f"deleted {folder}")
     return size

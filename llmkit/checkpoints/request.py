@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from llmkit.checkpoint.read import folders
-from llmkit.command_line import to_stderr
+from llmkit.command_line import print_json, to_stderr
 from llmkit.errors import RunFault, UserError
 from llmkit.files import write_atomic
 from llmkit.monitor.jsonlines import Row
@@ -23,10 +23,12 @@ POLL_SECONDS = 0.5
 ENDED = ("done", "stopped", "failed")
 
 
-def save_command(run: Path, wait: float) -> int:
+def save_command(run: Path, wait: float, *, as_json: bool = False) -> int:
     """Asks for a checkpoint, and prints its folder when it is there.
 
-    wait: seconds. Raises UserError where the run is not under way, RunFault where it cannot save, ends
+    wait: seconds. as_json: an object tells it, and whether it is newer than the request.
+
+    Raises UserError where the run is not under way, RunFault where it cannot save, ends
     without it, or does not do so in time; the request is then taken back.
     """
     record = read_run(run)
@@ -42,14 +44,14 @@ def save_command(run: Path, wait: float) -> int:
             raise UserError(f"save: {request} cannot be written: {error.strerror or error}") from error
     to_stderr(f"asked {run} to save; it does so after the step that it is in")
     try:
-        return _wait(run, request, before, time.monotonic() + wait)
+        return _wait(run, request, before, time.monotonic() + wait, as_json)
     except BaseException:
         with suppress(OSError):
             request.unlink(missing_ok=True)
         raise
 
 
-def _wait(run: Path, request: Path, before: int, until: float) -> int:
+def _wait(run: Path, request: Path, before: int, until: float, as_json: bool) -> int:
     """Waits for the answer of a run. before: events that it had recorded when it was asked."""
     while True:
         taken = not os.path.lexists(request)
@@ -57,9 +59,13 @@ def _wait(run: Path, request: Path, before: int, until: float) -> int:
         since = record.events[before:]
         ended = record.state.name in ENDED
         if (taken or ended) and (saved := [row for row in since if row.get("event") == "save"]):
-            return _done(run, saved[-1])
+            return _done(run, saved[-1], as_json)
         if taken and not ended:  # there was nothing new to save
-            print(_newest(run))
+            if as_json:
+                found = folders(run / "checkpoints")
+                print_json({"path": str(found[-1]) if found else None, "saved": False})
+            else:
+                print(_newest(run))
             return 0
         if failed := [row for row in since if row.get("event") == "save_failed"]:
             reason = failed[-1].get("reason", "it says no reason")
@@ -74,8 +80,12 @@ def _wait(run: Path, request: Path, before: int, until: float) -> int:
         time.sleep(POLL_SECONDS)
 
 
-def _done(run: Path, saved: Row) -> int:
-    print(run / "checkpoints" / str(saved.get("path")))
+def _done(run: Path, saved: Row, as_json: bool) -> int:
+    path = run / "checkpoints" / str(saved.get("path"))
+    if as_json:
+        print_json({"path": str(path), "saved": True})
+    else:
+        print(path)
     return 0
 
 

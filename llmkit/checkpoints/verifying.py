@@ -11,6 +11,7 @@ from pathlib import Path
 from llmkit.checkpoint.files import OpenFiles
 from llmkit.checkpoint.read import load
 from llmkit.checkpoints.found import find
+from llmkit.command_line import print_json
 from llmkit.config.memory import show_bytes
 from llmkit.errors import RunFault, UserError
 from llmkit.parallel.agreement import on_rank_zero
@@ -41,7 +42,7 @@ def verify_command(path: Path, quick: bool, environment: Mapping[str, str], *, a
                 print(f"{folder}: {found}")
                 print("".join(f"  {problem}\n" for problem in problems), end="", flush=True)
         if mesh.rank == 0 and as_json:
-            print(json.dumps({"good": not damaged, "quick": quick, "checkpoints": checked}, indent=2))
+            print_json({"good": not damaged, "quick": quick, "checkpoints": checked})
     return 1 if damaged else 0
 
 

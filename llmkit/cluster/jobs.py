@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,6 +13,7 @@ from typing import Any
 from llmkit.cluster.accounting import ended_jobs
 from llmkit.cluster.queue import ENDED, SlurmJob, running_first, user_jobs
 from llmkit.cluster.words import state_in_words, why_waiting
+from llmkit.command_line import print_json
 from llmkit.config.mistakes import printable
 from llmkit.errors import UserError
 from llmkit.monitor.event_text import event_text
@@ -46,7 +46,7 @@ def jobs_command(options: argparse.Namespace) -> int:
     ended = ended_jobs({job.job_id for job in queued})
     lines = [job_line(job, now) for job in running_first([*queued, *ended])]
     if options.json:
-        print(json.dumps([as_json(line) for line in lines], indent=2))
+        print_json([as_json(line) for line in lines])
     elif not lines:
         print("you have no llmkit jobs in the queue", file=sys.stderr)
     else:

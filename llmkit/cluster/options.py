@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from llmkit.cluster.fields import FIELDS
-from llmkit.command_line import add_branch, add_config, positive
+from llmkit.command_line import add_branch, add_config, add_json, positive
 
 
 def add_submit_options(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +50,7 @@ def add_submit_options(parser: argparse.ArgumentParser) -> None:
         help="any other option of sbatch, as in --sbatch-option=--licenses=disk",
     )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="print the script and submit nothing")
+    add_json(parser, "print a JSON object instead: number, log, run folders; with --dry-run the script")
     parser.add_argument(
         "--follow", action="store_true", help="show the job's log until it ends; Ctrl-C leaves the job alone"
     )
@@ -57,4 +58,4 @@ def add_submit_options(parser: argparse.ArgumentParser) -> None:
 
 def add_jobs_options(parser: argparse.ArgumentParser) -> None:
     """What `llmkit jobs` takes."""
-    parser.add_argument("--json", action="store_true", help="print a JSON list instead")
+    add_json(parser, "print a JSON list instead")

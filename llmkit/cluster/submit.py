@@ -8,9 +8,10 @@ import itertools
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from llmkit.cluster.check import CheckedRun, Load, check_runs, single_mistakes
 from llmkit.cluster.environment import left_behind
@@ -19,7 +20,7 @@ from llmkit.cluster.queue import ENDED, comment_of, job_facts, log_of, user_jobs
 from llmkit.cluster.request import Request, read_request
 from llmkit.cluster.script import render, shown_part, template
 from llmkit.cluster.words import start_time
-from llmkit.command_line import to_stderr, wrong_branch
+from llmkit.command_line import print_json, printer, to_stderr, wrong_branch
 from llmkit.config.mistakes import printable
 from llmkit.config.override import as_utf8
 from llmkit.errors import RunFault, UserError
@@ -35,6 +36,8 @@ def submit_command(options: argparse.Namespace, load: Load, environment: Mapping
     load: reads a configuration with overrides. Raises UserError that names every mistake before SLURM is
     asked, and where SLURM refuses the job; RunFault where SLURM does not answer.
     """
+    if options.json and options.follow:
+        raise UserError("submit: --json ends with the number of the job; leave --follow out")
     script = template()
     request = read_request(options, script, environment)
     accelerate, unread = _accelerate(options)
@@ -46,6 +49,9 @@ def submit_command(options: argparse.Namespace, load: Load, environment: Mapping
     written = write_script(script, request, runs, [*map(as_utf8, arguments_of(options))])
     for note in _notes(request, runs, environment):
         to_stderr(f"note: {note}")
+    if options.dry_run and options.json:
+        print_json(_as_json(None, {}, request, runs) | {"script": written})
+        return 0
     if options.dry_run:
         sys.stdout.flush()
         sys.stdout.buffer.write(written.encode())  # as it is submitted, whatever encoding the terminal has
@@ -55,8 +61,14 @@ def submit_command(options: argparse.Namespace, load: Load, environment: Mapping
     if "dependency" not in request.options:
         for note in _same_runs(runs):
             to_stderr(f"note: {note}")
-    number = _submit(written, environment)
-    print("\n".join(where_to_look(number, request, runs)), flush=True)
+    number = _submit(written, environment, printer(options.json))
+    facts = {}
+    with contextlib.suppress(RunFault):  # the job is submitted all the same
+        facts = job_facts(number)
+    if options.json:
+        print_json(_as_json(number, facts, request, runs))
+        return 0
+    print("\n".join(where_to_look(number, facts, request, runs)), flush=True)
     return follow_job(number) if options.follow else 0
 
 
@@ -133,12 +145,12 @@ def _same_runs(runs: Sequence[CheckedRun]) -> Iterator[str]:
             )
 
 
-def _submit(script: str, environment: Mapping[str, str]) -> str:
-    """Asks SLURM whether it takes a job, shows the script, submits it; returns the number of the job."""
+def _submit(script: str, environment: Mapping[str, str], tell: Callable[[str], None]) -> str:
+    """Asks SLURM whether it takes a job, tells the script, submits it; returns the number of the job."""
     tried = ask("sbatch", "--test-only", script=script, environment=environment)
     if tried.refusal:
         raise UserError(f"submit: SLURM refuses this job, nothing was submitted: {tried.refusal}")
-    print(f"{shown_part(script)}\n(then slurm/train.sbatch; --dry-run prints all of it)\n")
+    tell(f"{shown_part(script)}\n(then slurm/train.sbatch; --dry-run prints all of it)\n")
     answer = ask("sbatch", "--parsable", script=script, environment=environment)
     if answer.refusal:
         raise UserError(f"submit: SLURM refuses this job: {answer.refusal}")
@@ -148,11 +160,23 @@ def _submit(script: str, environment: Mapping[str, str]) -> str:
     return number
 
 
-def where_to_look(number: str, request: Request, runs: Sequence[CheckedRun]) -> Iterator[str]:
-    """Lines on a job that was submitted: what it is, and where what it does can be seen."""
-    facts, first, last = {}, printable(runs[0].folder, 1000), printable(runs[-1].folder, 1000)
-    with contextlib.suppress(RunFault):  # the job is submitted all the same
-        facts = job_facts(number)
+def _as_json(
+    number: str | None, facts: Mapping[str, str], request: Request, runs: Sequence[CheckedRun]
+) -> dict[str, Any]:
+    """A job for programs. number: None for one that was not submitted. facts: what SLURM tells of it."""
+    folders = [os.path.abspath(run.folder) for run in runs]
+    log = None if number is None else log_of(facts) or f"slurm-{number}.out"
+    return {"job": number, "layout": request.layout, "log": log, "runs": folders}
+
+
+def where_to_look(
+    number: str, facts: Mapping[str, str], request: Request, runs: Sequence[CheckedRun]
+) -> Iterator[str]:
+    """Lines on a job that was submitted: what it is, and where what it does can be seen.
+
+    facts: what SLURM tells of it, as far as it did.
+    """
+    first, last = printable(runs[0].folder, 1000), printable(runs[-1].folder, 1000)
     word = shlex.quote(first)  # of commands to be copied
     tasks = f", {len(runs)} tasks" if request.sweep.axes else ""
     when = start_time(facts.get("StartTime", ""), datetime.now().astimezone())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -71,12 +73,31 @@ def keys_named(names: Sequence[str] = (), schema: type[Config] = Config) -> list
     return [key for name in names for key in _keys_of(name, schema)] if names else keys(schema)
 
 
+def wrapped(text: str, width: int) -> str:
+    """What `show` gives, its comments below the settings at most `width` columns wide, in whole words.
+
+    What goes on stays comments, below the last column that has room for it.
+    """
+    return "\n".join(
+        _wrapped_comment(line, width) if line.startswith("# ") and len(line) > width else line
+        for line in text.split("\n")
+    )
+
+
+def _wrapped_comment(line: str, width: int) -> str:
+    columns = [gap.end() for gap in re.finditer(" {2,}", line)]
+    at = max((column for column in columns if column <= width * 2 // 3), default=len("# note: "))
+    parts = textwrap.wrap(line[at:], max(width - at, 1), break_long_words=False, break_on_hyphens=False)
+    return line[:at] + f"\n#{' ' * (at - 1)}".join(parts)
+
+
 def coloured(text: str) -> str:
     """What `show` gives, for a terminal: defaults recede, what was given and notes stand out."""
-    lines = []
+    lines, in_note = [], False
     for line in text.split("\n"):
         setting, mark, origin = line.partition("  # ")
-        if line.startswith("# note:"):
+        in_note = line.startswith("# note:") or (in_note and line.startswith("#  "))
+        if in_note:
             line = f"\x1b[33m{line}\x1b[0m"
         elif mark and setting and not line.startswith("#"):
             style = ("2", "2") if origin == "default" else ("1", "36")

@@ -9,6 +9,7 @@ import torch
 
 from llmkit.checkpoint.aside import built_aside, refuse_existing
 from llmkit.checkpoint.files import write_file
+from llmkit.command_line import print_json
 from llmkit.config.adapters import trained_tensors
 from llmkit.config.parameters import count_elements
 from llmkit.convert.companions import tokenizer_files
@@ -27,13 +28,13 @@ ROWS = 4096
 
 
 def export_adapter_command(
-    path: Path, out: Path, *, base: Path | None, check: bool, ema: bool = False
+    path: Path, out: Path, *, base: Path | None, check: bool, ema: bool = False, as_json: bool = False
 ) -> int:
     """Writes the adapters of a run as PEFT loads them onto their base model.
 
     base: the base model in Hugging Face's format, which must hold the weights that the run adapted; None:
     that is where the run took them from. check: compare logits with those of PEFT, where it is installed.
-    ema: see `open_weights`.
+    ema: see `open_weights`. as_json: an object tells what was written.
     """
     refuse_existing(out)
     weights = open_weights(path, ema=ema)
@@ -55,6 +56,13 @@ def export_adapter_command(
         merged = replace(weights, base=theirs, rounded=False)
         proof = None if unproved else prove_adapter(merged, shape, tokenizer, folder, folder_of_base)
     count = count_elements(trained_tensors(shape.tensors, lora))
+    if as_json:
+        print_json({
+            "path": str(out), "source": str(weights.path), "base": str(folder_of_base),
+            "parameters": count, "rank": lora.rank, "base_form": lora.base_form,
+            "proof": proof and str(proof), "unproved": unproved,
+        })  # fmt: skip
+        return 0
     print(f"exported   {weights.path}")
     print(f"to         {out}: an adapter of {count:,} weights, rank {lora.rank}, for {folder_of_base}")
     if lora.base_form is not None:

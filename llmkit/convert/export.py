@@ -11,6 +11,7 @@ import torch
 
 from llmkit.checkpoint.aside import built_aside, refuse_existing, require_room
 from llmkit.checkpoint.files import write_file
+from llmkit.command_line import print_json, printer
 from llmkit.config.shape import ModelShape
 from llmkit.config.show import to_yaml
 from llmkit.config.stored import read_stored
@@ -26,13 +27,14 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def export_command(
-    path: Path, out: Path, *, dtype: str | None, max_shard_size: int, check: bool, ema: bool = False
-) -> int:
+    path: Path, out: Path, *, dtype: str | None, max_shard_size: int, check: bool, ema: bool = False,
+    as_json: bool = False,
+) -> int:  # fmt: skip
     """`llmkit export`: writes a folder that transformers, vLLM and others load, with a model card.
 
     dtype: to which weights are rounded; None: as they are stored, those with adapters as their base is.
     max_shard_size: bytes of a file. check: compare logits and ids with those of transformers, where it is
-    installed and there is memory. ema: see `open_weights`.
+    installed and there is memory. ema: see `open_weights`. as_json: an object tells what was written.
 
     Raises UserError where no class of transformers can express the model, naming every setting.
     """
@@ -54,7 +56,7 @@ def export_command(
     unproved = cannot_prove(shape) if check else "it was not asked for (--no-check)"
     files = config_files(architecture, filled, main_type, tokenizer)
     files |= tokenizer_files(tokenizer, shape.max_position_embeddings)
-    config = read_stored(weights.config, weights.origin, print) if weights.config else None
+    config = read_stored(weights.config, weights.origin, printer(as_json)) if weights.config else None
     if config is not None:
         files[SETTINGS] = to_yaml(config).encode()
     with built_aside(out) as folder:
@@ -65,6 +67,13 @@ def export_command(
         card = model_card(weights, config, shape, architecture, main_type, tokenizer, proof)
         write_file(folder / CARD, [memoryview(card.encode())])
     kind = str(main_type).removeprefix("torch.")
+    if as_json:
+        print_json({
+            "path": str(out), "source": str(weights.path), "class": architecture.class_name,
+            "parameters": shape.num_parameters, "dtype": kind, "bytes": size, "weight_files": len(shards),
+            "proof": proof, "unproved": unproved,
+        })  # fmt: skip
+        return 0
     print(f"exported   {weights.path}")
     print(f"to         {out}: {architecture.class_name}, {shape.num_parameters:,} weights in {kind}")
     print(f"files      {len(shards)} of weights, {size / 1e9:.3f} GB; {', '.join(sorted([*files, CARD]))}")

@@ -12,6 +12,7 @@ from llmkit.checkpoint.commit import finish
 from llmkit.checkpoint.pieces import Piece
 from llmkit.checkpoint.stage import Snapshot
 from llmkit.checkpoint.writer import Writer
+from llmkit.command_line import print_json, printer
 from llmkit.convert.upcycling import Upcycled
 from llmkit.errors import UserError
 from llmkit.hf.folder import HFFolder
@@ -20,12 +21,15 @@ from llmkit.parallel.slices import box_size, full_box
 from llmkit.weights import Weights, model_of, open_weights
 
 
-def import_command(source: Path, out: Path, experts: int | None = None, per_token: int = 2) -> int:
+def import_command(
+    source: Path, out: Path, experts: int | None = None, per_token: int = 2, *, as_json: bool = False
+) -> int:
     """`llmkit import`: writes a checkpoint of the weights alone, in the types in which they are stored.
 
     It can be used wherever a checkpoint can: for a run to start from, to generate, to evaluate, to export.
     experts: of the mixture that is made of the weights (`Upcycled`), which may be those of a run, too; None:
-    they stay as they are. per_token: how many of them a token meets.
+    they stay as they are. per_token: how many of them a token meets. as_json: an object tells what was
+    written.
     Raises UserError for a model that llmkit does not compute, or a folder that is not complete.
     """
     refuse_existing(out)
@@ -42,7 +46,7 @@ def import_command(source: Path, out: Path, experts: int | None = None, per_toke
     weights: Weights = opened if experts is None else Upcycled(opened, experts, per_token)
     tokenizer, shape = weights.tokenizer(), model_of(weights)
     if (note := note_on_template(tokenizer)) is not None:
-        print(note)
+        printer(as_json)(note)
     nbytes = sum(_bytes_of(weights, name) for name in weights.names())
     require_room(out, nbytes)
     kind = opened.architecture.class_name if isinstance(opened, HFFolder) else "a model of llmkit"
@@ -53,6 +57,12 @@ def import_command(source: Path, out: Path, experts: int | None = None, per_toke
         state = {"imported": {"class": kind, "folder": source.resolve().name}}
         snapshot = Snapshot(0, (), state, dict(weights.model), {}, tokenizer.files())
         finish(writer, [index_file.encode(writer.index())], snapshot)
+    if as_json:
+        print_json({
+            "path": str(out), "source": str(source), "class": kind, "experts": experts,
+            "parameters": shape.num_parameters, "tensors": len(weights.names()), "bytes": nbytes,
+        })  # fmt: skip
+        return 0
     made = "" if experts is None else f", upcycled to {experts} experts, {per_token} for a token"
     print(f"imported   {source}: {kind}{made}, {shape.num_parameters:,} weights")
     print(f"to         {out}: {len(weights.names())} tensors, {nbytes / 1e9:.3f} GB")

@@ -6,7 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
-from llmkit.command_line import Commands, add_weights
+from llmkit.command_line import Commands, add_json, add_weights
 from llmkit.errors import UserError
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -24,6 +24,7 @@ def add_import_command(commands: Commands) -> None:
     parser.add_argument(
         "--experts-per-token", type=_experts, metavar="N", help="with --upcycle: default 2, or 1 of 1"
     )
+    add_json(parser)
     parser.set_defaults(command=_import, parser=parser)
 
 
@@ -47,6 +48,7 @@ def add_export_command(commands: Commands) -> None:
     parser.add_argument(
         "--base", metavar="HF_DIR", help="with --adapter: the base model, where that is not what the run read"
     )
+    add_json(parser)
     parser.set_defaults(command=_export, parser=parser)
 
 
@@ -56,7 +58,9 @@ def _import(options: argparse.Namespace, started: float) -> int:
     if options.experts_per_token and not options.upcycle:
         raise UserError("import: --experts-per-token is for --upcycle; leave it out")
     per_token = options.experts_per_token or min(2, options.upcycle or 2)
-    return import_command(Path(options.source), Path(options.out), options.upcycle, per_token)
+    return import_command(
+        Path(options.source), Path(options.out), options.upcycle, per_token, as_json=options.json
+    )
 
 
 def _export(options: argparse.Namespace, started: float) -> int:
@@ -67,8 +71,9 @@ def _export(options: argparse.Namespace, started: float) -> int:
             raise UserError("export: --dtype is for a model, adapters are fp32; leave it or --adapter out")
         base = Path(options.base) if options.base else None
         return export_adapter_command(
-            Path(options.run), Path(options.out), base=base, check=not options.no_check, ema=options.ema
-        )
+            Path(options.run), Path(options.out), base=base, check=not options.no_check, ema=options.ema,
+            as_json=options.json,
+        )  # fmt: skip
     if options.base:
         raise UserError("export: --base is for --adapter; leave it out")
     from llmkit.convert.export import export_command
@@ -80,6 +85,7 @@ def _export(options: argparse.Namespace, started: float) -> int:
         max_shard_size=options.max_shard_size,
         check=not options.no_check,
         ema=options.ema,
+        as_json=options.json,
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import signal
 import sys
 import threading
@@ -12,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from llmkit.command_line import print_json
 from llmkit.config.redaction import Redactor
 from llmkit.doctor.checks import CHECKS
 from llmkit.doctor.cluster import reports_of_all
@@ -90,7 +90,7 @@ def _command(options: argparse.Namespace, environment: Mapping[str, str]) -> int
         run = Path(options.report) if options.report else None
         print("\n".join(problem_report(report, run, environment)))
     elif options.json:
-        print(json.dumps(report.to_json(), indent=2))
+        print_json(report.to_json())
     else:
         print("\n".join(machine_lines(report)))
     return int(report.state == "fail")
@@ -116,7 +116,7 @@ def _cluster(step: Step, scope: Scope, as_json: bool, environment: Mapping[str, 
 def _nodes(reports: list[Report], as_json: bool) -> int:
     if as_json:
         content = {"nodes": [report.to_json() for report in reports], "sick": sick_nodes(reports)}
-        print(json.dumps(content, indent=2))
+        print_json(content)
     else:
         print("\n".join(node_lines(reports)))
     return int(any(report.state == "fail" for report in reports))

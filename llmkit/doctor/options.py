@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from llmkit.command_line import positive
+from llmkit.command_line import add_json, positive
 
 
 def add_doctor_options(doctor: argparse.ArgumentParser) -> None:
@@ -18,7 +18,7 @@ def add_doctor_options(doctor: argparse.ArgumentParser) -> None:
         help="measure how fast this CPU trains, for llmkit plan and the forecast of runs; with --full in "
         "every precision; default: a file of this user's for this machine",
     )
-    doctor.add_argument("--json", action="store_true", help="print a JSON object instead")
+    add_json(doctor)
     doctor.add_argument(
         "--report",
         metavar="RUN",

@@ -87,7 +87,7 @@ def finish(t: Trainer) -> None:
         commands.append(_command("report", t))
     t.console.note(
         f"\nTry next:\n{''.join(f'  {command}{chr(10)}' for command in commands)}"
-        f"  the same command with {longer} to go on training (it says what becomes of the learning rate)"
+        f"or the same command with {longer}, to go on training (it says what becomes of the learning rate)"
     )
 
 

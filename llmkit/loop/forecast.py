@@ -74,7 +74,7 @@ class Forecast(Hook):
     @property
     def text(self) -> str:
         """For the start."""
-        return f"no forecast of speed: {self.missing}" if self.step is None else show(self.step)
+        return f"none: {self.missing}" if self.step is None else show(self.step)
 
     def columns(self) -> dict[str, Any]:
         """Of a row: what trackers show beside the time of steps."""

@@ -16,6 +16,9 @@ WALL_ROWS = 200
 LARGEST = 1e300
 """What is beyond it, or no number at all (Python reads NaN in JSON), is shown as not finite."""
 
+ENDS = ("stop", "done", "fault")
+"""Events that end a start, after a step that may have no row."""
+
 
 class Evaluation(NamedTuple):
     """A held-out loss. loss: None = not finite. accuracy: share of the pairs whose better answer is known."""
@@ -103,6 +106,8 @@ class Progress:
         elif event.get("event") == "rollback" and isinstance(event.get("to_step"), int):
             self.step = event["to_step"]
             self._wall.clear()
+        elif event.get("event") in ENDS and isinstance(event.get("step"), int):
+            self.step = max(self.step, event["step"])
         elif event.get("event") == "max_steps" and isinstance(event.get("max_steps"), int):
             self.max_steps = event["max_steps"]
         if event.get("event") in ("start", "resume", "save"):

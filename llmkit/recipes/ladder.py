@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from llmkit.command_line import print_json
 from llmkit.config.derive import resolved_model
 from llmkit.config.load import load
 from llmkit.config.schema import Config, Data
@@ -106,7 +106,10 @@ def ladder_command(folder: Path, *, as_json: bool = False) -> int:
         data[target[0]] = located(target[1].data, Path.cwd())
     _require_alike(data)
     summary = _summary(rungs, target, missing)
-    print(json.dumps(asdict(summary), indent=2) if as_json else "\n".join(_report(summary)))
+    if as_json:
+        print_json(asdict(summary))
+    else:
+        print("\n".join(_report(summary)))
     return 0
 
 

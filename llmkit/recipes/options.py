@@ -6,6 +6,8 @@ import argparse
 import math
 import re
 
+from llmkit.command_line import add_json
+
 _UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 
 
@@ -40,7 +42,7 @@ def add_new_options(parser: argparse.ArgumentParser) -> None:
 def add_ladder_options(parser: argparse.ArgumentParser) -> None:
     """What `llmkit ladder` takes."""
     parser.add_argument("folder", metavar="FOLDER", help="that `llmkit new --ladder` wrote")
-    parser.add_argument("--json", action="store_true", help="print a JSON object instead")
+    add_json(parser)
 
 
 def quantity(text: str) -> float:

@@ -7,14 +7,17 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from llmkit.command_line import print_json
 from llmkit.config.file_text import SHIPPED, SHIPPED_FOLDERS
 from llmkit.errors import RunFault, UserError
 
 LEFT_OUT = ("__pycache__",)
 
 
-def launch_files_command(folder: Path) -> int:
+def launch_files_command(folder: Path, *, as_json: bool = False) -> int:
     """Writes all files into a folder; those that are there with the same content stay.
+
+    as_json: the files are listed, with whether each is new.
 
     Raises UserError, before anything is written, where a file is there with another content.
     """
@@ -29,13 +32,16 @@ def launch_files_command(folder: Path) -> int:
                 f"launch-files: {folder} has other files of these names: {', '.join(differing[:3])}{more}; "
                 "name a new folder"
             )
-        for name in files:
-            if (folder / name).exists():
-                continue  # with the same content, or it is this very file: in a checkout
+        new = [name for name in files if not (folder / name).exists()]
+        for name in new:  # the others have the same content, or are these very files: in a checkout
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(SHIPPED / name, folder / name)
     except OSError as error:
         raise UserError(f"launch-files: {error.filename or folder}: {error.strerror or error}") from error
+    if as_json:
+        listed = [{"path": str(folder / name), "written": name in new} for name in files]
+        print_json({"folder": str(folder), "files": listed})
+        return 0
     print(f"{folder}: {len(files)} files in {', '.join(f'{name}/' for name in SHIPPED_FOLDERS)}")
     return 0
 

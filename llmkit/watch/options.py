@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from llmkit.command_line import Commands
+from llmkit.command_line import Commands, add_json
 
 SORTS = ("name", "state", "step", "loss", "heldout", "speed", "layout", "age", "size")
 SHOWN_AS = {"held-out": "heldout", "tokens/s": "speed"}
@@ -16,6 +16,7 @@ def add_top_command(commands: Commands) -> None:
     top = commands.add_parser("top", help="follow runs from another terminal, by their files")
     top.add_argument("runs", metavar="RUN", nargs="+", help="a run folder; it is only read")
     top.add_argument("--once", action="store_true", help="print how they stand, and end")
+    add_json(top, "print how they stand as a JSON list, and end")
     top.set_defaults(command=_top, parser=top)
 
 
@@ -27,7 +28,7 @@ def add_runs_command(commands: Commands) -> None:
         "--sort", type=lambda name: SHOWN_AS.get(name, name), choices=SORTS, default="age",
         help="the column to sort by, also by its heading: held-out, tokens/s; default: age",
     )  # fmt: skip
-    runs.add_argument("--json", action="store_true", help="print a JSON list instead")
+    add_json(runs, "print a JSON list instead")
     runs.add_argument("--size", action="store_true", help="also the disk space of each; takes longer")
     runs.set_defaults(command=_runs, parser=runs)
 

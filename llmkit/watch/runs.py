@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -14,10 +13,11 @@ from typing import Any
 
 from rich.text import Text
 
+from llmkit.command_line import print_json
 from llmkit.config.memory import show_bytes
 from llmkit.config.mistakes import printable
 from llmkit.errors import UserError
-from llmkit.monitor.progress import LARGEST, Progress
+from llmkit.monitor.progress import ENDS, LARGEST, Progress
 from llmkit.monitor.record import FILES, RunRecord, at
 from llmkit.monitor.terminal import Painter, size_of, takes_live_view
 from llmkit.monitor.text import duration, thousands
@@ -60,7 +60,7 @@ def runs_command(options: argparse.Namespace) -> int:
     lines = [_line(folder, root, now, options.size) for folder in find_runs(root)]
     lines = sorted_lines(lines, options.sort if options.size or options.sort != "size" else "age")
     if options.json:
-        print(json.dumps([asdict(line) for line in lines], indent=2))
+        print_json([asdict(line) for line in lines])
     elif not lines:
         print(f"there are no runs in {root}", file=sys.stderr)
     else:
@@ -124,11 +124,20 @@ def read_line(folder: Path, root: Path, now: float, with_size: bool = False) -> 
     loss = newest.get("loss_mean", newest.get("loss"))
     return RunLine(
         name=_name(folder, root), path=str(folder), state=state.name, reason=printable(state.reason),
-        step=whole(newest.get("step")), max_steps=steps, loss=_number(loss),
+        step=_step(record), max_steps=steps, loss=_number(loss),
         heldout=_number(newest.get("eval_loss")), speed=_number(newest.get("tokens_per_second")),
         layout=_layout(manifest), age=None if state.since is None else max(0.0, now - state.since),
         size=_size(folder) if with_size else None,
     )  # fmt: skip
+
+
+def _step(record: RunRecord) -> int | None:
+    """The newest step that is on record: a run may have stopped between two rows."""
+    last = record.events[-1] if record.events else {}
+    ended = last.get("step") if last.get("event") in ENDS else None
+    return max(
+        (step for step in (whole(record.newest.get("step")), whole(ended)) if step is not None), default=None
+    )
 
 
 def _number(value: object) -> float | None:

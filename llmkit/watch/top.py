@@ -11,32 +11,41 @@ import termios
 import time
 import tty
 from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from rich.text import Text
 
+from llmkit.command_line import print_json
 from llmkit.config.mistakes import printable
 from llmkit.errors import UserError
+from llmkit.monitor.jsonlines import plain
 from llmkit.monitor.live_region import LiveRegion
 from llmkit.monitor.live_view import Frame, live_view
 from llmkit.monitor.record import read_run
 from llmkit.monitor.run_state import RunState
 from llmkit.monitor.terminal import Painter, shows_only_ascii, size_of, takes_live_view
 from llmkit.monitor.text import duration
+from llmkit.watch.runs import read_line
 from llmkit.watch.watched import WatchedRun
 
 REFRESH_SECONDS = 1.0
 
 
 def top_command(options: argparse.Namespace) -> int:
-    """Follows the runs until `q` or Ctrl-C; without a terminal, and with --once, prints how they stand.
+    """Follows the runs until `q` or Ctrl-C; without a terminal, and with --once, prints how they stand:
+    with --json as a list with an object for each run (`_as_json`).
 
     Raises UserError where a folder is no run.
     """
     folders = [Path(run) for run in options.runs]
     for folder in folders:
         read_run(folder)
+    if options.json:
+        print_json([_as_json(folder) for folder in folders])
+        return 0
     view = TopView([WatchedRun(folder) for folder in folders])
     live = takes_live_view(sys.stdout)
     paint = Painter(live)
@@ -76,6 +85,14 @@ class TopView:
                 drawn.append(Text())
             drawn += live_view(run.progress, frame)
         return drawn[: max(1, rows - 1)]
+
+
+def _as_json(folder: Path) -> dict[str, Any]:
+    """A run as `llmkit runs --json` has it, with the newest value of each column and the newest event."""
+    record = read_run(folder)
+    line = asdict(read_line(folder, folder, time.time()))
+    newest = {"newest": dict(record.newest), "event": record.events[-1] if record.events else None}
+    return line | plain(newest)
 
 
 def _how_it_stands(folder: Path, now: datetime) -> tuple[str | None, str | None]:

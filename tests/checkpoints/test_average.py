@@ -61,9 +61,16 @@ def test_of_a_run_in_equal_shares(project: Path, capsys: pytest.CaptureFixture[s
     assert about["of"][0]["path"] == str(step(2).absolute())
 
 
-def test_with_shares_that_decay(project: Path) -> None:
+def test_with_shares_that_decay(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = average("runs/tiny", "--steps", "8,2,6", "--decay", "0.5", "--json")
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    assert found["path"] == str(out) and found["tensors"] == len(load(out).names("master"))
+    assert [(each["path"], each["step"]) for each in found["of"]] == [(str(step(n)), n) for n in (2, 6, 8)]
+    assert sum(each["share"] for each in found["of"]) == pytest.approx(1)
+    assert found["bytes"] < load(out).nbytes and "14.29 %" in printed.err
     check(
-        average("runs/tiny", "--steps", "8,2,6", "--decay", "0.5"),
+        out,
         [step(number) for number in (2, 6, 8)], [1 / 7, 2 / 7, 4 / 7],
     )  # fmt: skip
 

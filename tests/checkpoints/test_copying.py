@@ -29,10 +29,14 @@ def test_a_run_goes_to_a_store_and_back(project: Path, url: str, capsys: pytest.
     output = capsys.readouterr()
     assert output.out == f"{url}/tiny/checkpoints/step-00000008\n"
     assert f"copying step-00000008 to {url}/tiny" in output.err and "sent 0.3 MiB" in output.err
-    assert copied("runs/tiny", "--to", url) == 0
-    assert "sent 0 bytes" in capsys.readouterr().err
-    assert fetched(f"{url}/tiny", "back") == 0
-    assert capsys.readouterr().out == "back/checkpoints/step-00000008\n"
+    assert copied("runs/tiny", "--to", url, "--json") == 0
+    output = capsys.readouterr()
+    assert "sent 0 bytes" in output.err
+    lies_at = f"{url}/tiny/checkpoints/step-00000008"
+    assert json.loads(output.out) == {"url": lies_at, "sent_bytes": 0, "not_deleted": None}
+    assert fetched(f"{url}/tiny", "back", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == {"path": "back/checkpoints/step-00000008", "run": "back", "url": lies_at}
     assert list(load(Path("back/checkpoints/step-00000008")).problems()) == []
     for name in ("metrics.jsonl", "events.jsonl", "config.yaml", "DONE"):
         assert Path("back", name).read_bytes() == Path("runs/tiny", name).read_bytes()
@@ -42,10 +46,14 @@ def test_a_run_goes_to_a_store_and_back(project: Path, url: str, capsys: pytest.
     assert main(["evaluate", "back"]) == 0
 
 
-def test_a_fetched_run_trains_on_and_copies(project: Path, url: str) -> None:
+def test_a_fetched_run_trains_on_and_copies(
+    project: Path, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert copied("runs/tiny", "--to", url) == 0
     os.rename("runs/tiny", "lost")
+    capsys.readouterr()
     assert fetched(f"{url}/tiny@8", "runs/tiny") == 0
+    assert capsys.readouterr().out == "runs/tiny/checkpoints/step-00000008\n"
     on = (f"checkpoint.copy_to={url}", "train.max_steps=9", "model.hidden_dropout=0")
     assert train(*on) == 0
     events = [json.loads(line) for line in Path("runs/tiny/events.jsonl").read_text().splitlines()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,13 @@ from llmkit.run_folder import LOCK
 
 ROOT = Path("runs/tiny/checkpoints")
 Prune = Callable[..., int]
+
+
+class Terminal(io.StringIO):
+    """Input that is typed."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 @pytest.fixture
@@ -52,6 +60,23 @@ def test_what_is_kept(prune: Prune, options: list[str], left: list[int]) -> None
     assert steps() == left
     assert prune(*options) == 0
     assert steps() == left
+
+
+def test_programs_get_what_is_deleted_and_are_not_asked(
+    prune: Prune, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", Terminal("y\n"))
+    assert prune("--keep-last", "2", "--json") == 2
+    assert "say --yes to delete, or --dry-run" in capsys.readouterr().err
+    sizes = [sum(file.stat().st_size for file in folder.iterdir()) for folder in sorted(ROOT.iterdir())[:2]]
+    found = []
+    for option in ("--dry-run", "--yes"):
+        assert steps() == [2, 4, 6, 8]
+        assert prune("--keep-last", "2", "--json", option) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    deleted = [f"{ROOT}/step-{step:08d}" for step in (2, 4)]
+    assert [each.pop("dry_run") for each in found] == [True, False] and steps() == [6, 8]
+    assert found == [{"deleted": deleted, "freed_bytes": sum(sizes)}] * 2
 
 
 def test_the_best_one_stays(prune: Prune, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,10 +148,6 @@ def test_the_run_goes_on_afterwards(prune: Prune) -> None:
 def test_it_asks_on_a_terminal(
     prune: Prune, monkeypatch: pytest.MonkeyPatch, answer: str, left: list[int]
 ) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
     monkeypatch.setattr(sys, "stdin", Terminal(f"{answer}\n"))
     assert prune("--keep-last", "1") == 0 and steps() == left
     monkeypatch.setattr(sys, "stdin", Terminal())

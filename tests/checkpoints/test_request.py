@@ -76,6 +76,25 @@ def test_a_step_that_is_saved_already_is_named(project: Path, capsys: pytest.Cap
     assert capsys.readouterr().out == "its newest checkpoint is runs/tiny/checkpoints/step-00000008\n"
 
 
+def test_programs_get_the_folder_and_whether_it_is_new(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = []
+    for answer in ({"path": "step-00000009"}, {}):
+
+        def answered(saved: dict[str, str] = answer) -> None:
+            if saved:
+                event("save", step=9, **saved)
+            (RUN / SAVE).unlink()
+
+        with under_way(answered):
+            assert main(["checkpoint", "save", "runs/tiny", "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    root = "runs/tiny/checkpoints"
+    assert found[0] == {"path": f"{root}/step-00000009", "saved": True}
+    assert found[1] == {"path": f"{root}/step-00000008", "saved": False}
+
+
 def test_a_save_that_fails_is_told(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with under_way(lambda: event("save_failed", step=9, reason="no space left on device")):
         assert main(["checkpoint", "save", "runs/tiny"]) == 1

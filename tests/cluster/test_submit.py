@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -119,6 +120,21 @@ def test_a_dry_run_prints_the_script_and_nothing_else(
     assert script.startswith("#!/usr/bin/env bash\n")
     subprocess.run(["bash", "-n"], input=script.encode(), check=True)
     assert "#SBATCH --gpus-per-node" not in script and "export PROCESSES_PER_NODE=2" in script
+
+
+def test_programs_get_the_job_and_its_runs(slurm: Programs, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--processes-per-node", "2", "--array", "run.seed=1,2", "--json"]
+    assert submit(*asked, "--follow") == 2 and slurm.calls("sbatch") == []
+    assert "leave --follow out" in capsys.readouterr().err
+    assert submit(*asked, "--dry-run") == 0
+    tried = json.loads(capsys.readouterr().out)
+    assert tried["job"] is None and tried.pop("script").startswith("#!/usr/bin/env bash\n")
+    assert slurm.calls("sbatch") == []
+    assert submit(*asked) == 0
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    assert found["job"] == "12" and found["log"] == "/w/slurm-12.out" and "#SBATCH" in printed.err
+    assert len(found["runs"]) == 2 and found["runs"] == tried["runs"] and found["layout"] == tried["layout"]
 
 
 def test_a_branch_goes_along_and_only_training_is_given_it(

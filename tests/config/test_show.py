@@ -16,7 +16,7 @@ from llmkit.config.model_section import Model
 from llmkit.config.monitor_section import Monitor
 from llmkit.config.optimizer_section import Optimizer, ParameterGroup
 from llmkit.config.schema import Config, Data, Run, Source, Stage, Tokenizer, Train
-from llmkit.config.show import show, show_keys, to_yaml
+from llmkit.config.show import coloured, show, show_keys, to_yaml, wrapped
 from llmkit.plan import resolve_plan
 from llmkit.plan.text import show_plan
 
@@ -208,3 +208,19 @@ def test_the_reference_names_type_default_and_meaning() -> None:
     )
     assert 'data.tokenizer.type\n    one of bpe, bytes, file, hub, init_from (default: "bpe")' in text
     assert "shards, megatron (default: required)" in text
+
+
+def test_on_a_terminal_comments_are_wrapped_below_their_column() -> None:
+    text = "a: 1  # default\n#   memory     32 MiB a process and more\n# note: this is not what was meant\n"
+    assert wrapped(text, 30) == (
+        "a: 1  # default\n"
+        "#   memory     32 MiB a\n"
+        "#              process and\n"
+        "#              more\n"
+        "# note: this is not what was\n"
+        "#       meant\n"
+    )
+    assert wrapped(text, 100) == text
+    shown = coloured(wrapped(text, 30)).splitlines()
+    assert [line.startswith("\x1b[33m") for line in shown] == [False] * 4 + [True] * 2
+    assert wrapped("# " + "x" * 50, 20) == "# " + "x" * 50  # words are whole

@@ -139,8 +139,10 @@ def test_the_averaged_adapters_are_merged_exported_and_evaluated_likewise(tmp_pa
 
 def test_peft_computes_with_the_exported_adapter_what_the_run_does(tmp_path, capsys):
     out = tmp_path / "adapter"
-    assert main(["export", "runs/lora", str(out), "--adapter"]) == 0
-    assert "peft 0" in capsys.readouterr().out
+    assert main(["export", "runs/lora", str(out), "--adapter", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["rank"] == 3 and told["parameters"] > 0 and told["base"].endswith("base")
+    assert "peft 0" in told["proof"] and told["unproved"] is None and told["path"] == str(out)
     model, _ = load_for_use(open_weights(Path("runs/lora")), "cpu", "fp32")
     theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("base", dtype=torch.float32), out)
     with torch.no_grad():

@@ -64,9 +64,12 @@ def test_transformers_loads_a_run_with_its_tokenizer(project, monkeypatch, capsy
     assert not list(project.glob(".tmp-*"))
 
 
-def test_weights_are_rounded_when_asked(project, monkeypatch, tmp_path):
+def test_weights_are_rounded_when_asked(project, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(project)
-    assert main(["export", "runs/tiny", str(tmp_path / "out"), "--dtype", "bf16"]) == 0
+    assert main(["export", "runs/tiny", str(tmp_path / "out"), "--dtype", "bf16", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["dtype"] == "bfloat16" and told["bytes"] == 2 * told["parameters"]
+    assert told["weight_files"] == 1 and "gives llmkit's logits" in told["proof"] and told["unproved"] is None
     tensors = load_file(tmp_path / "out/model.safetensors")
     wanted = open_weights(project / "runs/tiny").read("norm.weight", ((0, 32),))
     assert torch.equal(tensors["model.norm.weight"], wanted.bfloat16())

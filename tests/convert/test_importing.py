@@ -27,11 +27,14 @@ def hub(tmp_path, monkeypatch):
     return tmp_path / "hub"
 
 
-def test_an_import_is_a_checkpoint_with_the_types_and_the_template(hub):
-    assert main(["import", "hub", "imported"]) == 0
+def test_an_import_is_a_checkpoint_with_the_types_and_the_template(hub, capsys):
+    assert main(["import", "hub", "imported", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
     assert verify(hub.parent / "imported") == []
     ours, theirs = open_weights(hub.parent / "imported"), HFFolder(hub)
     assert isinstance(ours, CheckpointWeights)
+    assert {told["class"], told["experts"]} == {"GPT2LMHeadModel", None} and told["path"] == "imported"
+    assert told["tensors"] == len(ours.names()) and told["bytes"] == 2 * told["parameters"]
     assert ours.model == theirs.model and set(ours.names()) == set(theirs.names())
     for name in theirs.names():
         box = tuple((0, size) for size in theirs.shape(name))

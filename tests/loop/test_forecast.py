@@ -65,7 +65,7 @@ def test_without_a_calibration_there_is_no_forecast_and_that_is_said_once(
     assert train() == 0
     printed = " ".join(capsys.readouterr().out.split())
     why = "this CPU is not calibrated" if mode is None else "this CPU is calibrated for bf16, compiled only"
-    assert printed.count(f"no forecast of speed: {why}") == 1
+    assert printed.count(f"forecast none: {why}") == 1
     assert not [row for row in rows(tmp_path, "events.jsonl") if row["event"] == "predicted"]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -33,6 +35,17 @@ def test_the_files_are_written_and_are_those_of_the_repository(tmp_path, capsys)
     assert f"{len(list(shipped_files()))} files" in capsys.readouterr().out
     script = tmp_path / "new/slurm/local-cluster.sh"
     assert script.stat().st_mode & 0o100
+
+
+def test_programs_get_the_files_and_which_are_new(tmp_path, capsys):
+    (tmp_path / "configs").mkdir()
+    shutil.copy(ROOT / "configs/demo.yaml", tmp_path / "configs")
+    assert main(["launch-files", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    written = {each["path"]: each["written"] for each in found["files"]}
+    assert len(written) == len(list(shipped_files())) and all(map(os.path.isfile, written))
+    assert [path for path, new in written.items() if not new] == [f"{tmp_path}/configs/demo.yaml"]
+    assert found["folder"] == str(tmp_path)
 
 
 def test_files_of_ones_own_are_never_replaced(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import threading
@@ -37,6 +38,26 @@ def test_once_prints_how_a_run_stands_and_writes_nothing(
     assert any(line.startswith("stopped: SIGTERM") for line in more)
     assert not any("save in" in line for line in more)
     assert tree(tmp_path) == before
+
+
+def test_a_run_that_stopped_between_two_rows_is_at_the_step_that_it_stopped_after(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(make_run(tmp_path / "a", steps=25, end=STOPPED))
+    assert main(["top", folder, "--once"]) == 0
+    assert "40/100" in capsys.readouterr().out.splitlines()[0]
+    assert main(["runs", str(tmp_path)]) == 0
+    assert " 40/100 " in capsys.readouterr().out
+
+
+def test_programs_get_a_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [str(make_run(tmp_path / "a", steps=40, end=STOPPED)), str(make_run(tmp_path / "b", steps=3))]
+    add_row(tmp_path / "b", {"step": 4, "loss": 1.0})
+    assert main(["top", *folders, "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)
+    assert first["name"] == "a" and first["path"] == folders[0] and first["state"] == "stopped"
+    assert first["step"] == first["newest"]["step"] == 40 and first["event"]["reason"] == "SIGTERM"
+    assert second["step"] == 4 and second["max_steps"] == 100 and second["newest"]["loss"] == second["loss"]
 
 
 def test_several_runs_are_below_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

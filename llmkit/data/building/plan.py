@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from llmkit.data.sources.unpacked import share_before, unpacked_bytes
 from llmkit.data.tokens.encode import RecordEncoder
 from llmkit.data.tokens.text_encoder import TIKTOKEN_AFTER
 from llmkit.data.tokens.tokenizer import Tokenizer
+from llmkit.error_text import terminal_width, wrapped_line
 
 SAMPLE_TEXT = 4 << 20
 """Characters of a source that are tokenized to measure it; all of them where it has no more."""
@@ -85,7 +87,13 @@ def plan_command(
 ) -> None:
     """Prints the plan of a build, as text or JSON."""
     plan = plan_build(config, tokenizer, workers)
-    print(json.dumps(dataclasses.asdict(plan), indent=1) if as_json else "\n".join(plan_lines(plan)))
+    if as_json:
+        print(json.dumps(dataclasses.asdict(plan), indent=1))
+        return
+    width = terminal_width(sys.stdout)
+    for line in plan_lines(plan):
+        is_row = "  " in line
+        print(line if width is None or is_row else wrapped_line(line, width))
 
 
 def plan_build(

@@ -89,6 +89,11 @@ def test_the_plan_as_text_and_as_json(
     assert lines[1].split()[:2] == ["a", "1"]
     assert lines[2].endswith("tokenized in training")
     assert lines[-1] == "WARNING: the disk has not that much room; name another data.cache_dir"
+    monkeypatch.setattr(plan, "terminal_width", lambda stream: 60)
+    plan_command(config, None, 3, as_json=False)
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[:3] == lines[:3] and len(shown) > len(lines)  # the table is as it was
+    assert all(len(line) <= 60 or str(tmp_path) in line for line in shown[3:])  # words are whole
 
 
 def test_all_bad_sources_are_named(tmp_path: Path) -> None:
