@@ -108,6 +108,6 @@ $(VENV)/.installed: pyproject.toml $(VENV)/constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt $(PIP_FLAGS) -e .
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
+$(VENV)/.installed-dev: pyproject.toml $(VENV)/constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt $(PIP_FLAGS) -e '.[dev]'
-	@touch $@
+	@touch $(VENV)/.installed $@

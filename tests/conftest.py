@@ -35,7 +35,6 @@ for secret in ("WANDB_API_KEY", "HF_TOKEN"):
 # Under nohup it is ignored, by programs that tests start too, which then do not stop.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-ROOT = Path(__file__).parents[1]
 LONGEST = ("tests/slurm", "tests/benchmarks", "tests/parity", "tests/engine", "tests/launch", "tests/drills")
 """Folders with the tests that take minutes, the longest first."""
 
@@ -93,7 +92,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if "PYTEST_XDIST_WORKER" in os.environ:
         items.sort(key=_place)
         for item in items:
-            if item.path.is_relative_to(ROOT / "tests/slurm"):
+            if item.nodeid.startswith("tests/slurm/"):
                 alone = "one process alone performs it: make test WORKERS=0 ARGS=tests/slurm"
                 item.add_marker(pytest.mark.skip(reason=alone))
     wanting = [item for item in items if item.get_closest_marker("cuda")]
@@ -108,8 +107,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _place(item: pytest.Item) -> int:
     """Where a test comes in the order: the smaller the earlier."""
-    file = item.path.relative_to(ROOT).as_posix()
-    return next((place for place, name in enumerate(LONGEST) if file.startswith(name)), len(LONGEST))
+    return next((place for place, name in enumerate(LONGEST) if item.nodeid.startswith(name)), len(LONGEST))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

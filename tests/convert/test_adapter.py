@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -144,6 +143,8 @@ def test_peft_computes_with_the_exported_adapter_what_the_run_does(tmp_path, cap
     assert told["rank"] == 3 and told["parameters"] > 0 and told["base"].endswith("base")
     assert "peft 0" in told["proof"] and told["unproved"] is None and told["path"] == str(out)
     model, _ = load_for_use(open_weights(Path("runs/lora")), "cpu", "fp32")
+    from peft import PeftModel  # which imports much that no other test needs
+
     theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("base", dtype=torch.float32), out)
     with torch.no_grad():
         wanted, ours = theirs.eval()(input_ids=TOKENS).logits[:, -1], model.logits(TOKENS)

@@ -13,6 +13,7 @@ import torch
 
 from llmkit.checkpoint.read import open as open_checkpoint
 from llmkit.kernels.compiler import compiler_missing
+from tests.chosen import few_at_every_commit
 from tests.limits import HANG
 from tests.program import make_project, run, start, timeless
 
@@ -56,7 +57,7 @@ SETTINGS = {
 @pytest.mark.parametrize(
     ("steps", "times"), [(60, 2), pytest.param(200, 4, marks=pytest.mark.exhaustive)], ids=["some", "many"]
 )
-@pytest.mark.parametrize("kind", ["fp32", "bf16", pytest.param("compiled", marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("kind", few_at_every_commit(SETTINGS, ["bf16"]))
 def test_killed_and_straight_runs_are_bit_equal(tmp_path, kind, steps, times, measured):
     if kind == "compiled" and NO_COMPILER is not None:
         pytest.skip(NO_COMPILER)

@@ -27,7 +27,7 @@ from tests.engine.test_native import batch_of
 from tests.ranks import run_ranks
 from tests.shapes import GPT2_STYLE, LLAMA_STYLE, random_model
 
-FEW = ("native", "stage 2", "stage 3, recomputed")
+FEW = ("native", "stage 3, recomputed")
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.chosen import few_at_every_commit
 from tests.engine import rank_cases
 from tests.ranks import run_ranks
 
@@ -83,7 +84,7 @@ SETTINGS = {
 }
 
 
-AS_IN_PARITY = ("gpt2", "bf16", "offload", "muon", "tensor")
+AS_IN_PARITY = ("gpt2", "bf16", "offload", "muon", "muon-bf16", "tensor")
 """What tests/parity/test_matrix.py compares at every commit, too."""
 
 
@@ -152,7 +153,7 @@ def test_evaluation_and_count_of_updates(compared):
         assert found["updates"] == 5
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", few_at_every_commit(["fp32", "bf16"], ["bf16"]))
 def test_zero_on_a_process_alone_trains_like_the_native_engine(precision):
     (found,) = run_ranks(1, f"{CASES}:alone", joined=False, precision=precision)
     for stage in STAGES[1:]:
@@ -161,7 +162,10 @@ def test_zero_on_a_process_alone_trains_like_the_native_engine(precision):
             assert row[1] == pytest.approx(wanted[1], rel=1e-4 if precision == "fp32" else 1e-2), stage
 
 
-@pytest.mark.parametrize(("precision", "offload"), [("fp32", "none"), ("bf16", "none"), ("bf16", "cpu")])
+@pytest.mark.parametrize(
+    ("precision", "offload"),
+    [("fp32", "none"), pytest.param("bf16", "none", marks=pytest.mark.exhaustive), ("bf16", "cpu")],
+)
 def test_a_step_without_targets_or_with_a_nan_on_one_rank_changes_nothing_on_any(precision, offload):
     stages = STAGES if offload == "none" else STAGES[2:]
     results = run_ranks(2, f"{CASES}:void_steps", precision=precision, stages=stages, offload=offload)

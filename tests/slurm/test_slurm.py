@@ -118,6 +118,7 @@ def test_a_node_that_does_not_end_its_check_is_left_out(cluster, folder):
     assert "not fit: n2: requeued" in job.log and "n2" not in hosts_of_start(folder, 1)
 
 
+@pytest.mark.exhaustive  # tests/cluster/test_in_job.py and test_nodes.py have it without a cluster
 def test_where_no_others_are_left_nodes_that_are_not_fit_are_used_or_the_job_fails(cluster, folder):
     (folder / "sick-n3").touch()
     strict = stand_in(cluster, folder, nodes=4, processes="1", TRAIN_SECONDS="0", PREFLIGHT="strict")
@@ -247,6 +248,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.exhaustive  # tests/cluster/test_in_job.py has it without a cluster
 def test_a_port_that_is_taken_is_not_tried(cluster, folder):
     first = stand_in(cluster, folder, processes="1", TRAIN_SECONDS="0")
     assert first.wait() == "COMPLETED", first.log
@@ -357,6 +359,7 @@ def test_mistakes_in_the_settings_are_told_once_and_not_tried_again(cluster, fol
     assert "train.max_steps" in job.log and "start 0" not in job.log
 
 
+@pytest.mark.exhaustive  # tests/drills/test_world.py has it without a cluster
 def test_a_world_of_another_size_than_told_is_refused(cluster, folder):
     make_project(folder)
     job = train(cluster, folder, "parallel.world_size=8", processes="1")
@@ -398,6 +401,7 @@ def test_a_requeued_run_ends_with_the_metrics_of_an_undisturbed_one(cluster, fol
     assert (runs / "requeued" / "DONE").exists()
 
 
+@pytest.mark.exhaustive
 def test_job_numbers_go_on_when_the_cluster_is_started_again(cluster, folder):
     before = stand_in(cluster, folder, processes="1", TRAIN_SECONDS="0")
     assert before.wait() == "COMPLETED"
