@@ -71,7 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 import torch  # noqa: F401
             if "://" in options.run:
                 options.run = _fetched(options.run)
-        return int(options.command(options, started))
+        code = int(options.command(options, started))
+        sys.stdout.flush()  # a reader that has gone is noticed here, not when the interpreter ends
+        return code
     except AlreadyReported as end:
         return end.code
     except (UserError, RunFault) as error:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn, TextIO, TypeAlias
 
 from llmkit.command_examples import HEADINGS, example_text
-from llmkit.error_text import WIDEST, show_error, terminal_width
+from llmkit.error_text import WIDEST, show_error, terminal_width, wrapped_line
 from llmkit.errors import UserError
 
 DATA_POSITIONS = ("keep", "new")
@@ -250,7 +250,13 @@ def print_json(value: object) -> None:
 
 def printer(as_json: bool) -> Callable[[str], None]:
     """Prints a line for people: beside JSON on standard error, else as the output."""
-    return to_stderr if as_json else print
+    return to_stderr if as_json else show
+
+
+def show(line: str) -> None:
+    """Prints a line of the output of a command; a terminal gets whole words in each of its lines."""
+    width = terminal_width(sys.stdout)
+    print(line if width is None else wrapped_line(line, width), flush=True)
 
 
 @contextmanager

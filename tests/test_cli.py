@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 
 from llmkit.cli import main
 from llmkit.plan.operators import FORMS
+from tests.limits import HANG
 from tests.program import environment, make_project
 
 HEAVY = (
@@ -264,3 +266,12 @@ def test_closed_standard_streams_are_not_given_to_other_files(tmp_path):
     command = [*("sh", "-c", 'exec "$0" "$@" <&- >&- 2>&-'), sys.executable, "-c", script]
     assert subprocess.run(command, env=environment(), cwd=tmp_path).returncode == 0
     assert (tmp_path / "passed").exists()
+
+
+def test_a_reader_that_has_gone_is_no_fault_to_tell():
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as gone:
+        command = [sys.executable, "-m", "llmkit", "completion", "bash"]  # less than a buffer holds
+        ended = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, timeout=HANG)
+    assert (ended.returncode, ended.stderr) == (1, b"")

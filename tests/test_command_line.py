@@ -14,6 +14,7 @@ from llmkit.command_line import (
     count,
     positive,
     settings_as_overrides,
+    show,
     unicode_text,
     waiting_for,
 )
@@ -84,3 +85,13 @@ def test_what_is_waited_for_is_said_on_a_terminal_and_gone_afterwards(monkeypatc
         with waiting_for("loading", environment, other):
             assert other.getvalue() == ""
         assert other.getvalue() == ""
+
+
+def test_a_terminal_gets_whole_words_of_the_output(monkeypatch, capsys):
+    line = "files      1 of weights, 0.013 GB; README.md, config.json, generation_config.json"
+    show(line)
+    assert capsys.readouterr().out == f"{line}\n"
+    monkeypatch.setattr("llmkit.command_line.terminal_width", lambda stream: 60)
+    show(line)
+    shown = capsys.readouterr().out.splitlines()
+    assert len(shown) == 2 and shown[1] == "    generation_config.json"

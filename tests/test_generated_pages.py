@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import struct
 from pathlib import Path
 from types import FunctionType, ModuleType
 from xml.etree import ElementTree
@@ -84,3 +85,32 @@ def test_the_pictures_are_current_and_drawn_of_what_they_show() -> None:
     ]  # fmt: skip
     again = {row["step"]: row["loss_mean"] for row in pictures.rows_of("metrics.jsonl")}
     assert all(again[row["step"]] == row["loss_mean"] for row in pictures.rows_of("lost.jsonl"))
+
+
+def test_the_pictures_of_a_report_are_on_a_page_and_small() -> None:
+    drawn, page = script("report_picture"), (DOCS / "watching.md").read_text()
+    for name in drawn.SCHEMES:
+        content = (DOCS / "pictures" / name).read_bytes()
+        assert content[:8] == b"\x89PNG\r\n\x1a\n" and len(content) <= drawn.LARGEST
+        assert struct.unpack(">II", content[16:24]) == (drawn.WIDTH, drawn.HEIGHT)
+        assert page.count(f'"pictures/{name}"') == 1
+
+
+def test_a_browser_draws_the_report_light_and_dark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn, run = script("report_picture"), str(DOCS.parent / "configs/recipes/curves/characters")
+    monkeypatch.setattr(drawn, "FOLDER", tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert drawn.draw(run) == 0 and "no browser is there" in capsys.readouterr().err
+    browser = tmp_path / "chromium"  # one that draws what it was asked for
+    write = 'for word; do case $word in --screenshot=*) echo "$*" > "${word#*=}";; esac; done'
+    browser.write_text(f"#!/bin/sh\n{write}\n")
+    browser.chmod(0o755)
+    assert drawn.draw(run) == 0
+    asked = {name: (tmp_path / name).read_text() for name in drawn.SCHEMES}
+    assert "preferredColorScheme=1" in asked["report.png"] and "/report.html" in asked["report.png"]
+    assert "preferredColorScheme=0" in asked["report-dark.png"]
+    browser.write_text("#!/bin/sh\necho cannot start >&2\n")
+    with pytest.raises(RuntimeError, match="has drawn nothing: cannot start"):
+        drawn.draw(run)

@@ -22,7 +22,7 @@ from llmkit.checkpoint.stage import Snapshot
 from llmkit.checkpoint.writer import Writer
 from llmkit.checkpoints.members import Choice, Member, check_alike, choose, shared_out
 from llmkit.checkpoints.slabs import slabs
-from llmkit.command_line import print_json, printer
+from llmkit.command_line import print_json, printer, show
 from llmkit.config.memory import show_bytes
 from llmkit.errors import UserError
 from llmkit.parallel.slices import full_box
@@ -70,8 +70,8 @@ def average_command(
         ]
         print_json({"path": str(out), "tensors": len(newest.names()), "bytes": size, "of": of})
         return 0
-    print(f"average    of {len(members)}: {out}, {len(newest.names())} tensors, {show_bytes(size)}")
-    print(f"try        llmkit evaluate {out}" if newest.config else f"try        llmkit generate {out}")
+    show(f"average    of {len(members)}: {out}, {len(newest.names())} tensors, {show_bytes(size)}")
+    show(f"try        llmkit evaluate {out}" if newest.config else f"try        llmkit generate {out}")
     return 0
 
 

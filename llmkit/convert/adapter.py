@@ -9,7 +9,7 @@ import torch
 
 from llmkit.checkpoint.aside import built_aside, refuse_existing
 from llmkit.checkpoint.files import write_file
-from llmkit.command_line import print_json
+from llmkit.command_line import print_json, show
 from llmkit.config.adapters import trained_tensors
 from llmkit.config.parameters import count_elements
 from llmkit.convert.companions import tokenizer_files
@@ -63,11 +63,11 @@ def export_adapter_command(
             "proof": proof and str(proof), "unproved": unproved,
         })  # fmt: skip
         return 0
-    print(f"exported   {weights.path}")
-    print(f"to         {out}: an adapter of {count:,} weights, rank {lora.rank}, for {folder_of_base}")
+    show(f"exported   {weights.path}")
+    show(f"to         {out}: an adapter of {count:,} weights, rank {lora.rank}, for {folder_of_base}")
     if lora.base_form is not None:
-        print(f"note       it was trained with its base in {lora.base_form} (train.lora.quantize_base)")
-    print(f"proof      {proof or f'none: {unproved}'}")
+        show(f"note       it was trained with its base in {lora.base_form} (train.lora.quantize_base)")
+    show(f"proof      {proof or f'none: {unproved}'}")
     return 0
 
 

@@ -11,7 +11,7 @@ import torch
 
 from llmkit.checkpoint.aside import built_aside, refuse_existing, require_room
 from llmkit.checkpoint.files import write_file
-from llmkit.command_line import print_json, printer
+from llmkit.command_line import print_json, printer, show
 from llmkit.config.shape import ModelShape
 from llmkit.config.show import to_yaml
 from llmkit.config.stored import read_stored
@@ -74,10 +74,10 @@ def export_command(
             "proof": proof, "unproved": unproved,
         })  # fmt: skip
         return 0
-    print(f"exported   {weights.path}")
-    print(f"to         {out}: {architecture.class_name}, {shape.num_parameters:,} weights in {kind}")
-    print(f"files      {len(shards)} of weights, {size / 1e9:.3f} GB; {', '.join(sorted([*files, CARD]))}")
-    print(f"proof      {proof or f'none: {unproved}'}")
+    show(f"exported   {weights.path}")
+    show(f"to         {out}: {architecture.class_name}, {shape.num_parameters:,} weights in {kind}")
+    show(f"files      {len(shards)} of weights, {size / 1e9:.3f} GB; {', '.join(sorted([*files, CARD]))}")
+    show(f"proof      {proof or f'none: {unproved}'}")
     return 0
 
 

@@ -12,7 +12,7 @@ from llmkit.checkpoint.commit import finish
 from llmkit.checkpoint.pieces import Piece
 from llmkit.checkpoint.stage import Snapshot
 from llmkit.checkpoint.writer import Writer
-from llmkit.command_line import print_json, printer
+from llmkit.command_line import print_json, printer, show
 from llmkit.convert.upcycling import Upcycled
 from llmkit.errors import UserError
 from llmkit.hf.folder import HFFolder
@@ -64,10 +64,10 @@ def import_command(
         })  # fmt: skip
         return 0
     made = "" if experts is None else f", upcycled to {experts} experts, {per_token} for a token"
-    print(f"imported   {source}: {kind}{made}, {shape.num_parameters:,} weights")
-    print(f"to         {out}: {len(weights.names())} tensors, {nbytes / 1e9:.3f} GB")
-    print(f"try        llmkit generate {out} --prompt 'Once upon a time'")
-    print(f"           llmkit train CONFIG train.init_from={out}")
+    show(f"imported   {source}: {kind}{made}, {shape.num_parameters:,} weights")
+    show(f"to         {out}: {len(weights.names())} tensors, {nbytes / 1e9:.3f} GB")
+    show(f"try        llmkit generate {out} --prompt 'Once upon a time'")
+    show(f"           llmkit train CONFIG train.init_from={out}")
     return 0
 
 

@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
+from llmkit.command_line import show
 from llmkit.config.load import load
 from llmkit.config.mistakes import printable
 from llmkit.config.schema import RUN_NAME
@@ -32,7 +33,7 @@ BYTES_PER_TOKEN = 4
 """Of text, about; only for the note on how much of it is needed."""
 
 
-def new_command(options: argparse.Namespace, show: Callable[[str], None] = print) -> int:
+def new_command(options: argparse.Namespace, show: Callable[[str], None] = show) -> int:
     """Writes NAME.yaml, or with --ladder the folder NAME. Raises UserError for what cannot be."""
     name = _name(options.name)
     if options.gpus < 1:
