@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from llmkit.command_line import print_json
+from llmkit.command_line import print_json, show
 from llmkit.config.redaction import Redactor
 from llmkit.doctor.checks import CHECKS
 from llmkit.doctor.cluster import reports_of_all
@@ -92,7 +92,8 @@ def _command(options: argparse.Namespace, environment: Mapping[str, str]) -> int
     elif options.json:
         print_json(report.to_json())
     else:
-        print("\n".join(machine_lines(report)))
+        for line in machine_lines(report):
+            show(line)
     return int(report.state == "fail")
 
 

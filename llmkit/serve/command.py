@@ -8,6 +8,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+from llmkit.command_line import show
 from llmkit.device import choose_device, device_facts
 from llmkit.errors import UserError
 from llmkit.extras import missing_extra
@@ -68,7 +69,7 @@ def serve_command(
     hosts = local_names(host, listening) if local and key is None else ()
     api = Api(worker, reader, name, int(time.time()), key, hosts)
     worker.start()
-    print(f"serving {name!r} ({weights.origin}) at {url(listening)}; Ctrl-C ends", flush=True)
+    show(f"serving {name!r} ({weights.origin}) at {url(listening)}; Ctrl-C ends")
     try:
         Server(api.application(), worker).run(sockets=[listening])
     except KeyboardInterrupt:  # uvicorn has ended by then, and gives the signal on
