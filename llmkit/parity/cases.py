@@ -284,10 +284,13 @@ DEALT = [
         ("two-experts", 1, 1, 1, 2, 2, "auto", False, False, 1, "none", "fp32", "adamw", {"adapters": True}),
         ("one-expert", 1, 1, 1, 2, 2, "auto", True, False, 1, "full", "fp32", "adamw", {"compiled": True}),
         ("two-experts", 1, 2, 2, 2, 4, "ulysses", True, False, 1, "full", "fp32", "muon", {}),
+        ("all-experts", 0, 1, 1, 2, 2, "auto", True, False, 3, "none", "bf16", "adamw", {}),
+        ("all-experts", 1, 2, 1, 2, 2, "auto", True, True, 1, "full", "bf16", "muon", {}),
     )
 ]  # fmt: skip
 """Experts that are dealt out, over ranks with other rows and with other tokens of them. The first two are
-tried at every commit. All in fp32: in bf16 some tokens choose other experts by rounding alone."""
+tried at every commit. In bf16 with all experts for each token alone: else some tokens choose others by
+rounding, and gradients differ by so much that a mistake would not show (docs/parallelism.md)."""
 DEALT_ALWAYS = 2
 
 FURTHER = LARGE + FORMED + SETTINGS + ALONE + AVX512 + COMPILED + ADAPTERS + CONTEXT + DEALT

@@ -95,6 +95,13 @@ MODELS = {
             num_experts=8, num_experts_per_tok=2, moe_intermediate_size=16, router_aux_loss_coef=0.3,
         ),
     ),
+    "all-experts": replace(
+        MODERN,
+        moe=Moe(
+            num_experts=6, num_experts_per_tok=6, moe_intermediate_size=16, router_aux_loss_coef=0.0,
+            router_z_loss_coef=0.02,
+        ),
+    ),
     "large": replace(
         GPT2, vocab_size=40_501, padded_vocab_size=40_501, hidden_size=256, head_dim=64, num_hidden_layers=1,
     ),
@@ -105,7 +112,8 @@ key and value head, tied. QK-norm: a norm on each head's query and key. Even: si
 takes on two ranks. Everything: what recent small recipes add. Olmo, Gemma: what
 published families add. Experts: a mixture in all layers but the first, in sizes that grouped products do not
 take, with biases that balance it; another one in sizes that they take, with a capacity. One-expert,
-two-experts: mixtures that 2 and 4 ranks can deal out, by the experts of a token. Large: an embedding of more
+two-experts: mixtures that 2 and 4 ranks can deal out, by the experts of a token. All-experts: one in which
+each token takes all experts, so that rounding in bf16 cannot choose others. Large: an embedding of more
 than 10 million elements, since a sum in fp32 may be wrong only where it is long."""
 
 
