@@ -281,14 +281,14 @@ def train_on_a_rank(folder: str, stalls: bool) -> int:
 def test_a_file_that_changes_under_the_run(
     project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Path("grows.jsonl").write_text(texts(2000))
+    Path("grows.jsonl").write_text(texts(500))
     from llmkit.engine.native import NativeEngine
 
-    step = NativeEngine.train_step
+    step, size = NativeEngine.train_step, Path("grows.jsonl").stat().st_size
 
     def change(self, *arguments):
-        if Path("grows.jsonl").stat().st_size < 200_000:
-            Path("grows.jsonl").write_text(texts(3000))
+        if Path("grows.jsonl").stat().st_size == size:
+            Path("grows.jsonl").write_text(texts(750))
         return step(self, *arguments)
 
     monkeypatch.setattr(NativeEngine, "train_step", change)

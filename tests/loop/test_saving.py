@@ -15,6 +15,7 @@ import pytest
 from llmkit.errors import RunFault
 from llmkit.loop import host_copies, saving
 from llmkit.loop.trainer import Trainer
+from tests.chosen import chosen, few_at_every_commit
 from tests.limits import HANG
 from tests.program import at_step, make_project, recorded, rows, timeless, train
 from tests.ranks import run_ranks
@@ -263,19 +264,20 @@ def test_a_run_that_goes_back_goes_to_the_checkpoint_in_flight(
 
 
 @pytest.fixture(scope="module")
-def layouts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of four ranks with each layout, beside training and not; all in one launch."""
+def layouts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of four ranks with each chosen layout, beside training and not; all in one launch."""
+    cases = {name: LAYOUTS[name] for name in chosen(request, "layout")}
     folder = tmp_path_factory.mktemp("layouts")
     make_project(folder)
     codes = run_ranks(
         4, "tests.loop.saving_cases:layouts", joined=False, may_die=range(4),
-        folder=str(folder), cases=LAYOUTS,
+        folder=str(folder), cases=cases,
     )  # fmt: skip
-    assert codes == [[*[0] * 2 * len(LAYOUTS), 1]] * 4
+    assert codes == [[*[0] * 2 * len(cases), 1]] * 4
     return folder / "runs"
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", few_at_every_commit(LAYOUTS, ("muon", "zero3-tp2")))
 def test_ranks_write_what_they_would_have_waited_for(layouts: Path, layout: str) -> None:
     waits, beside = layouts / f"{layout}-waits", layouts / f"{layout}-beside"
     for step in (2, 4):

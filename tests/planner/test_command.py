@@ -13,6 +13,7 @@ import pytest
 
 from llmkit.cli import main
 from llmkit.estimate.devices import Hardware
+from llmkit.planner import sweep
 from tests.program import environment
 
 ROOT = Path(__file__).parents[2]
@@ -160,6 +161,7 @@ FORMS: list[list[str]] = [
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form[0])
 def test_a_narrow_terminal_shows_every_figure_of_a_wide_one(form, capsys, monkeypatch):
+    monkeypatch.setattr(sweep, "MOST_DEVICES", 16)  # few lines of a sweep show it, and each takes its time
     given = [SMALL, "--device", "h100", "--nodes", "2", *form]
     wide = plan(capsys, *given)
     monkeypatch.setenv("COLUMNS", "80")
