@@ -42,8 +42,15 @@ def engine(name: str, device: torch.device, precision: str, compiled: bool, mask
     return made
 
 
-@pytest.mark.parametrize("masked", [False, True], ids=["", "documents"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("precision", "masked"),
+    [
+        pytest.param("fp32", False, id="fp32"),
+        pytest.param("bf16", True, id="bf16-documents"),
+        pytest.param("bf16", False, id="bf16", marks=pytest.mark.exhaustive),
+        pytest.param("fp32", True, id="fp32-documents", marks=pytest.mark.exhaustive),
+    ],
+)
 @pytest.mark.parametrize("name", SHAPES)
 def test_graphs_hold_together_and_are_made_once(device, name, precision, masked):
     from torch._dynamo.utils import counters

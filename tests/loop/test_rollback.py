@@ -216,7 +216,7 @@ LAYOUTS = {
 }
 
 
-USUAL = ("ddp", "muon", "zero3")
+USUAL = ("muon", "zero3")
 """The other layouts are tried by `make test-all`."""
 
 
