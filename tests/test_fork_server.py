@@ -109,6 +109,7 @@ def test_mkl_reads_what_a_program_sets_before_its_first_use(folder):
     assert all("CNR:COMPATIBLE" in line for line in lines)
 
 
+@pytest.mark.exhaustive
 def test_the_server_and_its_children_end_with_the_process_that_started_it(folder):
     """Also where that one is killed and can close nothing."""
     code = f"""\

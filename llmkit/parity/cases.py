@@ -225,7 +225,6 @@ CONTEXT = [
         ("experts", 3, 1, 2, 1, "ring", True, 37, False, 3, "full", "fp32", "none", "muon", {}),
         ("odd", 3, 2, 2, 1, "ulysses", False, 32, True, 1, "selective", "fp32", "none", "adamw", {}),
         ("gpt2", 1, 1, 2, 2, "ring", True, 37, False, 3, "none", "fp32", "none", "adamw", {}),
-        # the rest beside them
         ("gemma", 3, 1, 2, 1, "ring", True, 37, False, 1, "full", "fp32", "none", "adamw", {}),
         ("modern", 1, 1, 4, 1, "ulysses", True, 37, False, 1, "none", "fp32", "none", "muon", {}),
         ("modern", 0, 2, 2, 1, "ring", False, 32, True, 1, "none", "fp32", "none", "adamw", {}),
@@ -255,9 +254,7 @@ CONTEXT = [
     )
 ]  # fmt: skip
 """Rows that several ranks share, by each form, under tensor parallelism and each ZeRO stage, with documents,
-windows, fewer key and value heads than ranks, and lengths that the ranks do not divide. The first five are
-tried at every commit."""
-CONTEXT_ALWAYS = 5
+windows, fewer key and value heads than ranks, and lengths that the ranks do not divide."""
 
 DEALT = [
     Case(
@@ -270,7 +267,6 @@ DEALT = [
     ) in (
         ("one-expert", 0, 1, 1, 2, 2, "auto", True, False, 3, "full", "fp32", "adamw", {}),
         ("two-experts", 1, 2, 1, 2, 2, "auto", False, True, 1, "selective", "fp32", "muon", {}),
-        # the rest beside them
         ("one-expert", 1, 1, 2, 2, 4, "ring", True, False, 3, "none", "fp32", "muon", {"length": 37}),
         ("two-experts", 1, 1, 2, 2, 2, "ulysses", True, False, 1, "full/2", "fp32", "adamw", {}),
         ("two-experts", 0, 1, 2, 2, 4, "ulysses", False, False, 3, "none", "fp32", "adamw", {}),
@@ -288,10 +284,9 @@ DEALT = [
         ("all-experts", 1, 2, 1, 2, 2, "auto", True, True, 1, "full", "bf16", "muon", {}),
     )
 ]  # fmt: skip
-"""Experts that are dealt out, over ranks with other rows and with other tokens of them. The first two are
-tried at every commit. In bf16 with all experts for each token alone: else some tokens choose others by
-rounding, and gradients differ by so much that a mistake would not show (docs/parallelism.md)."""
-DEALT_ALWAYS = 2
+"""Experts that are dealt out, over ranks with other rows and with other tokens of them. In bf16 with all
+experts for each token alone: else some tokens choose others by rounding, and gradients differ by so much that
+a mistake would not show (docs/parallelism.md)."""
 
 FURTHER = LARGE + FORMED + SETTINGS + ALONE + AVX512 + COMPILED + ADAPTERS + CONTEXT + DEALT
 

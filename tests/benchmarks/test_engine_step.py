@@ -16,6 +16,7 @@ def measured() -> dict[str, tuple[list[float], list[list[float]]]]:
     return {name: ([float(loss) for loss in each.losses], each.rounds) for name, each in runners.items()}
 
 
+@pytest.mark.exhaustive
 def test_all_cases_of_an_optimizer_train_alike():
     for found in run_ranks(2, f"{__name__}:measured"):
         for name, (losses, rounds) in found.items():

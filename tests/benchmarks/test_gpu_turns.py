@@ -33,6 +33,7 @@ def test_what_there_is_no_time_for_is_said() -> None:
     assert {row.cells["tokens/s"] for row in steps.zero(late)} == {OUT_OF_TIME}
 
 
+@pytest.mark.exhaustive
 def test_a_turn_in_a_process_of_its_own_gives_its_figures_or_its_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

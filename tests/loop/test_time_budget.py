@@ -61,7 +61,9 @@ def test_time_that_is_over_before_the_steps_could_be_chosen_is_an_error_after_a_
     assert open_checkpoint(project / "runs" / "tiny").step == 1
 
 
-@pytest.mark.parametrize(("later", "shorter"), [(1.4, True), (0.6, False)])
+@pytest.mark.parametrize(
+    ("later", "shorter"), [(1.4, True), pytest.param(0.6, False, marks=pytest.mark.exhaustive)]
+)
 def test_a_machine_that_changes_its_pace_gets_other_steps_and_the_schedule_its_end(
     later, shorter, project, capsys
 ):

@@ -103,7 +103,7 @@ def test_full_keeps_a_blocks_input_only():
     assert sizes["full"] < 8 < 40 < sizes["none"]
 
 
-@pytest.mark.parametrize("name", ["llama", "dropout"])
+@pytest.mark.parametrize("name", [pytest.param("llama", marks=pytest.mark.exhaustive), "dropout"])
 def test_compiled_blocks_recompute_as_told_without_a_graph_break(name):
     torch._dynamo.reset()
     counters.clear()

@@ -109,7 +109,13 @@ def test_documents_of_one_row_do_not_see_each_other(shape):
     assert packed.item() == pytest.approx(sum(alone).item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("shape", [EVERYTHING, GEMMA], ids=["everything", "gemma"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        pytest.param(EVERYTHING, id="everything"),
+        pytest.param(GEMMA, id="gemma", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_compiled_it_is_the_same(shape):
     model = random_model(shape)
     batch = Batch(tokens_of(shape)[:, :-1], tokens_of(shape)[:, 1:])

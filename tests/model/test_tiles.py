@@ -57,7 +57,7 @@ def test_loss_and_every_gradient_are_those_of_the_whole(mlp, recompute):
     same(whole, trained(shape, LENGTH + 1, recompute))  # one tile, which is not computed again
 
 
-@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("recompute", [pytest.param("none", marks=pytest.mark.exhaustive), "full"])
 def test_compiled_tiles_give_the_same(recompute):
     found = trained(LLAMA_STYLE, 9, recompute, compiled=True)
     assert not counters["graph_break"]
