@@ -34,7 +34,9 @@ DEEPSPEED = {"zero_stage": 1, "engine": "deepspeed"}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "ddp": ("adamw", {}),
     "zero1": ("adamw", {"zero_stage": 1}),
+    "zero2": ("adamw", {"zero_stage": 2, "engine": "native"}),
     "deepspeed1": ("adamw", DEEPSPEED),
+    "deepspeed2": ("adamw", {"zero_stage": 2, "engine": "deepspeed"}),
     "ddp-muon": ("muon", {}),
     "ddp-muon-replicated": ("muon", {}),
     "zero1-muon": ("muon", {"zero_stage": 1}),

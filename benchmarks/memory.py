@@ -70,6 +70,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--stages", type=int, nargs="+", choices=range(4), default=[0, 1, 2, 3])
     add("--tensor-sizes", type=int, nargs="+", default=[1, 2], help="tensor-parallel sizes")
     add("--data-size", type=int, default=2, help="data-parallel ranks")
+    add("--engine", choices=["auto", "native", "deepspeed"], default="auto")
     add("--precision", choices=["fp32", "bf16"], default="bf16")
     add("--hidden", type=int, default=1024)
     add("--layers", type=int, default=8)
@@ -90,7 +91,7 @@ def launch(options: argparse.Namespace, stage: int, tensor_size: int) -> dict[st
             sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world),
             __file__, "--rank-of", folder, "--stages", str(stage), "--tensor-sizes", str(tensor_size),
             "--precision", options.precision, "--hidden", str(options.hidden),
-            "--layers", str(options.layers),
+            "--layers", str(options.layers), "--engine", options.engine,
         ]  # fmt: skip
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
@@ -152,7 +153,8 @@ def make_plan(shape: ModelShape, options: argparse.Namespace, world_size: int) -
                 "global_batch_size": 2 * ROWS * world_size // tensor_size,
             },
             "parallel": {
-                "world_size": world_size, "tensor_parallel_size": tensor_size, "zero_stage": options.stages[0]
+                "world_size": world_size, "tensor_parallel_size": tensor_size,
+                "zero_stage": options.stages[0], "engine": options.engine,
             },
             "kernels": {"compile": False, "operators": {"attention": "sdpa"}},
         },

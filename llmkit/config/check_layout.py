@@ -68,7 +68,7 @@ def _check_custom_model(s: Settings) -> Iterator[Mistake]:
         yield s.mistake("{0} does not go with {1}", _TENSOR_SIZE, "model.type", note=note)
     if s.facts.engine == "deepspeed" and found.scalars:
         what = f"{{0}}: DeepSpeed (ZeRO stage {s.facts.zero_stage}) takes no parameters without dimensions"
-        note = f"give {found.scalars[0]} the shape (1,), or choose stage 0 or 1 and parallel.engine=native"
+        note = f"give {found.scalars[0]} the shape (1,), or choose parallel.engine=native and a stage below 3"
         yield s.mistake(what, "model.type", note=note)
     asked = {
         "parallel.activation_checkpointing": config.parallel.activation_checkpointing != "none",
@@ -227,8 +227,8 @@ def check_zero(s: Settings) -> Iterator[Mistake]:
         if asked == "auto":
             what = "{0} does not go with ZeRO stage 0: {1}, and accelerate's configuration names no other"
         yield s.mistake(what, "parallel.offload", _STAGE, note=note)
-    if parallel.engine == "native" and stage in (2, 3):
-        note = "llmkit's own engine knows stages 0 and 1; set the engine to auto or deepspeed"
+    if parallel.engine == "native" and stage == 3:
+        note = "llmkit's own engine knows stages 0, 1 and 2; set the engine to auto or deepspeed"
         yield s.mistake(f"{{0}} does not go with {{1}} (stage {stage})", _ENGINE, _STAGE, note=note)
     if parallel.engine == "native" and (s.facts.offload or parallel.offload) == "cpu":
         note = "only DeepSpeed offloads; set the engine to auto or deepspeed"

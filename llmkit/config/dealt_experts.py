@@ -52,12 +52,12 @@ def _check_engine(s: Settings) -> Iterator[Mistake]:
     offload = s.facts.offload or parallel.offload
     engine = s.facts.engine or parallel.engine
     cause = "parallel.offload" if offload == "cpu" else "parallel.engine" if engine == "deepspeed" else ""
-    if stage in (2, 3):
+    if stage == 3:
         cause = "parallel.zero_stage"
     if cause:
         what = f"{{0}} does not go with {{1}} (ZeRO stage {stage}, by DeepSpeed)"
         note = (
-            "DeepSpeed shares out experts as if all ranks held the same ones; choose stage 0 or 1, no "
+            "DeepSpeed shares out experts as if all ranks held the same ones; choose stage 0, 1 or 2, no "
             "offload, and parallel.engine=native"
         )
         yield s.mistake(what, _SIZE, cause, note=note)

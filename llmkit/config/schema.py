@@ -268,9 +268,9 @@ class Parallel(Section):
     and moments, 2 = gradients too, 3 = weights too (ZeRO); auto = what accelerate's configuration
     says, else 0."""
     engine: Literal["auto", "native", "deepspeed"] = "auto"
-    """What trains: native = llmkit's own engine (stages 0 and 1), deepspeed = DeepSpeed (stages 1 to 3, and
-    offload); auto = native where that can, but DeepSpeed at stage 1 if accelerate's configuration is of the
-    type DEEPSPEED."""
+    """What trains: native = llmkit's own engine (stages 0 to 2), deepspeed = DeepSpeed (stages 1 to 3, and
+    offload); auto = native at stages 0 and 1, and at stage 2 where experts are dealt out; DeepSpeed for all
+    else, and from stage 1 on if accelerate's configuration is of the type DEEPSPEED."""
     tensor_parallel_size: Positive = 1
     """Processes that share each layer; what is left of their number, when `context_parallel_size` is divided
     out too, is data-parallel."""

@@ -1,9 +1,9 @@
 """The fp32 weights that the native engine updates, their gradients, and the weights that follow from them.
 
 Two ways to keep them on data-parallel ranks: every rank all of them (`ReplicatedMasters`), or each rank a
-slice (`PartitionedMasters`, ZeRO stage 1). Weights whose gradients are summed over other ranks, as those of
-experts that are dealt out, are kept by another one of these (`SeveralMasters`). Weights that take no gradient
-have no part in this.
+slice (`PartitionedMasters`, ZeRO stages 1 and 2). Weights whose gradients are summed over other ranks, as
+those of experts that are dealt out, are kept by another one of these (`SeveralMasters`). Weights that take no
+gradient have no part in this.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from llmkit.config.groups import Group
+from llmkit.engine.gradient_slices import GradientSlices
 from llmkit.engine.reduce import Bucket, GradientBuckets
 from llmkit.optim.build import Held
 from llmkit.parallel.mesh import Axis
@@ -92,7 +93,8 @@ class ReplicatedMasters:
             self.buckets = GradientBuckets(
                 [(w, 0) for w in self.weights], axis, bucket_bytes, partitioned=False
             )
-            gradients = {weight: view for b in self.buckets.buckets for weight, view in b.views()}
+            flat = self.buckets.gradients.items()
+            gradients = {weight: view for bucket, whole in flat for weight, view in bucket.views(whole)}
             for weight, master in zip(self.weights, self.masters, strict=True):
                 master.grad = gradients[weight]
         elif precision.keeps_masters:
@@ -109,7 +111,7 @@ class ReplicatedMasters:
     def before_backward(self, last: bool) -> None:
         """See `Masters.before_backward`."""
         if self.buckets is not None:
-            self.buckets.last_micro_batch = last
+            self.buckets.before_backward(last)
 
     def reduce(self) -> None:
         """See `Masters.reduce`. A weight that took no part has a gradient of zero, as it has in buckets."""
@@ -149,12 +151,13 @@ def _adds_to(master: Tensor) -> Callable[[Tensor], None]:
 
 
 class PartitionedMasters:
-    """ZeRO stage 1 (Rajbhandari et al. 2020), as in Megatron-LM's distributed optimizer.
+    """ZeRO stages 1 and 2 (Rajbhandari et al. 2020), as in Megatron-LM's distributed optimizer.
 
     Weights and gradients lie in flat buckets, those of a group of parameters in buckets of their own, and of
     each bucket every rank updates one slice, wherever parameters begin in it. Gradients are reduce-scattered
     as their buckets become complete, weights all-gathered after the update. Arguments as in
-    `ReplicatedMasters`; the weights are moved into flat tensors beside the buckets.
+    `ReplicatedMasters`; the weights are moved into flat tensors beside the buckets. sliced: whether gradients
+    are kept as slices, too (stage 2).
     """
 
     def __init__(
@@ -164,16 +167,25 @@ class PartitionedMasters:
         precision: Precision,
         axis: Axis,
         bucket_bytes: int,
+        *,
+        sliced: bool = False,
     ) -> None:
         number = {name: index for index, group in enumerate(groups) for name in group.names}
         names = {weight: name for name, weight in weights.items()}
         numbered = [(weight, number[name]) for name, weight in weights.items()]
-        self.buckets = GradientBuckets(numbered, axis, bucket_bytes, partitioned=True)
+        self.buckets: GradientBuckets | GradientSlices
+        if sliced:
+            self.buckets = GradientSlices(numbered, axis, bucket_bytes)
+        else:
+            self.buckets = GradientBuckets(numbered, axis, bucket_bytes, partitioned=True)
         self.held: list[Held] = []
         self.flat_weights: list[Tensor] = []
         for bucket in self.buckets.buckets:
             mine = self.buckets.own(bucket)
             flat, master = _flatten(bucket, mine, precision)
+            master.grad = self.buckets.own_gradient(bucket)
+            if isinstance(self.buckets, GradientBuckets) and not precision.keeps_masters:
+                self.buckets.keep_in(bucket)
             fragments = []
             for weight, offset in zip(bucket.weights, bucket.offsets, strict=True):
                 first, last = max(offset, mine.start), min(offset + weight.numel(), mine.stop)
@@ -189,7 +201,7 @@ class PartitionedMasters:
 
     def before_backward(self, last: bool) -> None:
         """See `Masters.before_backward`."""
-        self.buckets.last_micro_batch = last
+        self.buckets.before_backward(last)
 
     def reduce(self) -> None:
         """See `Masters.reduce`."""
@@ -256,14 +268,11 @@ class SeveralMasters:
 @torch.no_grad()
 def _flatten(bucket: Bucket, mine: slice, precision: Precision) -> tuple[Tensor, Tensor]:
     """Moves the fp32 weights of a bucket into one flat tensor; that, and the masters of the slice `mine`."""
-    for weight, view in bucket.views():
+    values = torch.zeros(bucket.size, dtype=torch.float32, device=bucket.weights[0].device)
+    for weight, view in bucket.views(values):
         view.copy_(weight)
-    flat = bucket.gradient.to(torch_dtype(precision.weights), copy=True)
-    master = bucket.gradient[mine].clone() if precision.keeps_masters else flat[mine]
-    for (weight, gradient), offset in zip(bucket.views(), bucket.offsets, strict=True):
-        weight.data = flat[offset : offset + weight.numel()].view(weight.shape)
-        if not precision.keeps_masters:
-            weight.grad = gradient
-    bucket.gradient.zero_()
-    master.grad = bucket.gradient[mine]
+    flat = values.to(torch_dtype(precision.weights))
+    master = values[mine].clone() if precision.keeps_masters else flat[mine]
+    for weight, view in bucket.views(flat):
+        weight.data = view
     return flat, master

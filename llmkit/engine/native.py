@@ -1,7 +1,8 @@
 """Our own engine: plain PyTorch, nothing between the reader and the arithmetic.
 
 One device, or several data-parallel ones that each hold all of the state (ZeRO stage 0, DDP) or a slice of
-masters and moments (stage 1); under tensor parallelism, of this rank's part of the model.
+masters and moments (stage 1) and of gradients (stage 2); under tensor parallelism, of this rank's part of the
+model.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class NativeEngine:
 
     The model comes in fp32. In bf16 its values become the masters, and the model keeps rounded
     copies, renewed after each update. Parameters that require no gradient are never updated; they have no
-    master, gradient or moment. zero_stage: 0 or 1. objective: what is minimised. ema: whether to keep a
+    master, gradient or moment. zero_stage: 0, 1 or 2. objective: what is minimised. ema: whether to keep a
     moving average of the masters.
     """
 
@@ -103,7 +104,7 @@ class NativeEngine:
             if dims not in several and "expert" not in self.placements[name].sharded
         }
         """Parameters whose gradient this rank computes by itself, of its own tokens, and sends to nobody."""
-        share = zero_stage == 1
+        self.zero_stage, share = zero_stage, zero_stage > 0
         self.partitioned = {
             name: dims if share and dims in several else () for name, dims in self.summed.items()
         }
@@ -138,9 +139,12 @@ class NativeEngine:
         """The masters of `trained`, for each set of ranks over which gradients are summed its own."""
         found: list[Masters] = []
         for dims, weights in _by(self.summed, trained).items():
-            shared_out = any(self.partitioned[name] for name in weights)
-            make = PartitionedMasters if shared_out else ReplicatedMasters
-            masters = make(weights, groups, precision, self.mesh[dims], bucket_bytes)
+            masters: ReplicatedMasters | PartitionedMasters
+            common = weights, groups, precision, self.mesh[dims], bucket_bytes
+            if any(self.partitioned[name] for name in weights):
+                masters = PartitionedMasters(*common, sliced=self.zero_stage == 2)
+            else:
+                masters = ReplicatedMasters(*common)
             if masters.buckets is not None and "expert_data" not in dims:  # see `OwnGradients`
                 masters.buckets.before_sending = self.own_gradients.add
             found.append(masters)

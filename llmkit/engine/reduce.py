@@ -2,13 +2,15 @@
 
 Gradients are accumulated in fp32 in a few flat buckets, the last layers first, as they are finished
 first. In the last micro-batch of a step each bucket is reduced as soon as it is complete (Li et al. 2020,
-"PyTorch Distributed"); in the others nothing is sent.
+"PyTorch Distributed"); in the others nothing is sent. Where a rank keeps its slices of the sums alone, after
+each micro-batch, see `llmkit.engine.gradient_slices`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -23,105 +25,79 @@ if not hasattr(dist, REDUCE_SCATTER):  # torch before 2.13
 """The names of today warn of those of yesterday."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Bucket:
-    """The gradients of some weights in one flat fp32 tensor.
+    """Some weights whose gradients are sent together, in one flat fp32 tensor of `size` elements.
 
-    offsets: where in `gradient` that of each weight begins. missing: weights whose gradient is not complete.
+    offsets: where in it that of each weight begins. missing: numbers of the weights, in `weights`, whose
+    gradient is not complete.
     """
 
     weights: list[Tensor]
     offsets: list[int]
-    gradient: Tensor
-    missing: int = field(init=False)
+    size: int
+    missing: set[int] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.missing = len(self.weights)
+        self.expect_all()
 
-    def views(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """(weight, its gradient, of the same shape)."""
-        for weight, offset in zip(self.weights, self.offsets, strict=True):
-            yield weight, self.gradient[offset : offset + weight.numel()].view(weight.shape)
+    def expect_all(self) -> None:
+        """Before gradients come: none of them is complete."""
+        self.missing = set(range(len(self.weights)))
+
+    def view(self, flat: Tensor, index: int) -> Tensor:
+        """What belongs to a weight in a flat tensor of this bucket, in the weight's shape."""
+        weight, offset = self.weights[index], self.offsets[index]
+        return flat[offset : offset + weight.numel()].view(weight.shape)
+
+    def views(self, flat: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """(weight, what belongs to it in a flat tensor of this bucket)."""
+        for index, weight in enumerate(self.weights):
+            yield weight, self.view(flat, index)
 
 
-class GradientBuckets:
-    """Owns the gradients of weights, which are summed in fp32.
-
-    After each backward pass the gradient of a weight of another type is added to its view of the bucket
-    (`Bucket.views`) and freed; the `grad` of an fp32 weight must be that view.
+class Buckets:
+    """The weights in buckets, which are sent as they become complete, on all ranks in the same order.
 
     weights: the leaves that the model works with, in the order of the forward pass, each with a number: those
     of different numbers share no bucket. axis: the ranks over which gradients are summed. bucket_bytes: a
-    bucket is full as soon as it has so many. partitioned: each rank gets its slice of a bucket's sum only
-    (`own`); the rest of the bucket is then of no use.
+    bucket is full as soon as it has so many. partitioned: whether each rank has a slice of each (`own`).
     """
 
     def __init__(
         self, weights: Sequence[tuple[Tensor, int]], axis: Axis, bucket_bytes: int, *, partitioned: bool
     ) -> None:
         self.axis, self.partitioned = axis, partitioned
-        self.last_micro_batch = False
         self.before_sending: Callable[[Tensor], None] = lambda gradient: None
         """Called with the gradient of each bucket, while it is that of this rank alone."""
         self.buckets: list[Bucket] = []
-        self._sent: list[dist.Work] = []
+        self.sent = 0
+        """How many buckets are on their way, or were, since gradients began to come."""
         sizes = [(weight.numel(), number) for weight, number in weights]
-        for bucket in fill(sizes, bucket_bytes, axis.size):
-            self._add([weights[index][0] for index in bucket])
-
-    def _add(self, weights: list[Tensor]) -> None:
-        sizes = [weight.numel() for weight in weights]
-        begins, size = offsets(sizes, self.axis.size, partitioned=self.partitioned)
-        bucket = Bucket(weights, begins, torch.zeros(size, dtype=torch.float32, device=weights[0].device))
-        for weight, gradient in bucket.views():
-            weight.register_post_accumulate_grad_hook(self._hook(gradient, bucket))
-        self.buckets.append(bucket)
-
-    def _hook(self, gradient: Tensor, bucket: Bucket) -> Callable[[Tensor], None]:
-        def accumulated(weight: Tensor) -> None:
-            if weight.dtype != torch.float32:
-                assert weight.grad is not None
-                gradient.add_(weight.grad)
-                weight.grad = None
-            if self.last_micro_batch:
-                bucket.missing -= 1
-                self._send()
-
-        return accumulated
+        for indices in fill(sizes, bucket_bytes, axis.size):
+            mine = [weights[index][0] for index in indices]
+            numels = [each.numel() for each in mine]
+            bucket = Bucket(mine, *offsets(numels, axis.size, partitioned=partitioned))
+            for index, weight in enumerate(mine):
+                weight.register_post_accumulate_grad_hook(partial(self._accumulated, bucket, index))
+            self.buckets.append(bucket)
 
     def own(self, bucket: Bucket) -> slice:
         """The elements of a bucket, weights or gradients, that this rank updates."""
-        size = bucket.gradient.numel() // self.axis.size
+        size = bucket.size // self.axis.size
         return slice(self.axis.rank * size, (self.axis.rank + 1) * size)
 
-    def _send(self) -> None:
+    def send_complete(self) -> None:
         """Starts the reduction of complete buckets, on all ranks in the same order."""
-        group = self.axis.group
-        while len(self._sent) < len(self.buckets) and self.buckets[len(self._sent)].missing == 0:
-            bucket = self.buckets[len(self._sent)]
-            self.before_sending(bucket.gradient)
-            if self.partitioned:
-                mine = bucket.gradient[self.own(bucket)]
-                work = getattr(dist, REDUCE_SCATTER)(mine, bucket.gradient, group=group, async_op=True)
-            else:
-                work = dist.all_reduce(bucket.gradient, group=group, async_op=True)
-            assert work is not None
-            self._sent.append(work)
+        while self.sent < len(self.buckets) and not self.buckets[self.sent].missing:
+            self._start(self.buckets[self.sent])
+            self.sent += 1
 
-    def finish(self) -> None:
-        """After the last backward pass: the gradients are summed (on a GPU: once the stream gets there)."""
+    def expect_all(self) -> None:
+        """Once all buckets are sent, before the next gradients come."""
+        self.sent = 0
         for bucket in self.buckets:
-            bucket.missing = 0  # a weight that took no part has sent nothing
-        self._send()
-        for work in self._sent:
-            work.wait()
-        self._sent.clear()
-        for bucket in self.buckets:
-            bucket.missing = len(bucket.weights)
-
-    def zero(self) -> None:
-        """Before the first backward pass of a step."""
-        torch._foreach_zero_([bucket.gradient for bucket in self.buckets])
+            bucket.expect_all()
 
     def all_gather(self, tensors: Sequence[Tensor]) -> None:
         """Sends each rank's own slices of flat tensors, one a bucket, to all others."""
@@ -137,3 +113,86 @@ class GradientBuckets:
         for work in sent:
             if work is not None:
                 work.wait()
+
+    def scatter(self, gradient: Tensor, bucket: Bucket) -> dist.Work:
+        """Starts the sum of a bucket's gradient, of which each rank gets its slice, where it lies."""
+        mine = gradient[self.own(bucket)]
+        work = getattr(dist, REDUCE_SCATTER)(mine, gradient, group=self.axis.group, async_op=True)
+        assert work is not None
+        return work
+
+    def _accumulated(self, bucket: Bucket, index: int, weight: Tensor) -> None:
+        """Called in the backward pass as soon as `weight.grad` is there, of a bucket's weight `index`."""
+        raise NotImplementedError
+
+    def _start(self, bucket: Bucket) -> None:
+        """Starts the reduction of a bucket."""
+        raise NotImplementedError
+
+
+class GradientBuckets(Buckets):
+    """Owns the gradients of weights, which are summed in fp32.
+
+    After each backward pass the gradient of a weight of another type is added to its view of the bucket's
+    (`gradients`) and freed; the `grad` of an fp32 weight must be that view. Arguments: see `Buckets`.
+    partitioned: each rank gets its slice of a bucket's sum only; the rest of the bucket is then of no use.
+    """
+
+    def __init__(
+        self, weights: Sequence[tuple[Tensor, int]], axis: Axis, bucket_bytes: int, *, partitioned: bool
+    ) -> None:
+        super().__init__(weights, axis, bucket_bytes, partitioned=partitioned)
+        self.last_micro_batch = False
+        device = weights[0][0].device
+        self.gradients = {
+            bucket: torch.zeros(bucket.size, dtype=torch.float32, device=device) for bucket in self.buckets
+        }
+        self._views = {b: [view for _, view in b.views(flat)] for b, flat in self.gradients.items()}
+        self._on_their_way: list[dist.Work] = []
+
+    def own_gradient(self, bucket: Bucket) -> Tensor:
+        """This rank's slice of the gradient; after `finish` summed over the ranks."""
+        return self.gradients[bucket][self.own(bucket)]
+
+    def keep_in(self, bucket: Bucket) -> None:
+        """Makes the views of the bucket the `grad` of its weights, which must be fp32."""
+        for weight, view in zip(bucket.weights, self._views[bucket], strict=True):
+            weight.grad = view
+
+    def zero(self) -> None:
+        """Before the first backward pass of a step."""
+        torch._foreach_zero_(list(self.gradients.values()))
+
+    def before_backward(self, last: bool) -> None:
+        """Before each micro-batch. last: whether it is the last one of the step."""
+        self.last_micro_batch = last
+
+    def finish(self) -> None:
+        """After the last backward pass: the gradients are summed (on a GPU: once the stream gets there)."""
+        for bucket in self.buckets:
+            bucket.missing.clear()  # a weight that took no part has sent nothing
+        self.send_complete()
+        for work in self._on_their_way:
+            work.wait()
+        self._on_their_way.clear()
+        self.expect_all()
+
+    def _accumulated(self, bucket: Bucket, index: int, weight: Tensor) -> None:
+        if weight.dtype != torch.float32:
+            assert weight.grad is not None
+            self._views[bucket][index].add_(weight.grad)
+            weight.grad = None
+        if self.last_micro_batch:
+            bucket.missing.discard(index)
+            self.send_complete()
+
+    def _start(self, bucket: Bucket) -> None:
+        gradient = self.gradients[bucket]
+        self.before_sending(gradient)
+        if self.partitioned:
+            work = self.scatter(gradient, bucket)
+        else:
+            found = dist.all_reduce(gradient, group=self.axis.group, async_op=True)
+            assert found is not None
+            work = found
+        self._on_their_way.append(work)

@@ -54,5 +54,5 @@ class SameUse:
             raise UserError(
                 f"the model uses {listed(changed, SHOWN)} for some batches only, which DeepSpeed does not "
                 "support: let every batch use them, at a weight of zero where there is nothing to do, or set "
-                "parallel.engine=native and parallel.zero_stage=1 or 0"
+                "parallel.engine=native and parallel.zero_stage=2 or less"
             )

@@ -131,8 +131,9 @@ def _device(plan: Plan, needs: Memory, on_cpu: bool) -> Iterator[Term]:
         if size:
             text = f"{tokens:,} tokens of a micro-batch x {size / tokens:,.0f} bytes"
             yield _bytes(f"activations: {kind}", size, text, KEPT_SOURCE)
+    read = "; read in DeepSpeed" * (layout.engine == "deepspeed")
     for kind, size in needs.buffers.items():
-        yield _bytes(kind, size, show_bytes(size), "llmkit/plan/communication_memory.py; read in DeepSpeed")
+        yield _bytes(kind, size, show_bytes(size), f"llmkit/plan/communication_memory.py{read}")
     lost = with_losses(needs.activation_bytes, needs.buffers) - needs.activation_bytes
     yield _bytes("fragmentation", lost, f"{FRAGMENTATION:.0%} of what comes and goes in a step", "assumed")
     if on_cpu:

@@ -88,8 +88,9 @@ def _stages(config: Config, fleet: Fleet, chosen: Chosen) -> list[int]:
 
 
 def _engines(config: Config, fleet: Fleet, chosen: Chosen) -> list[str]:
-    """Our own engine where it can; DeepSpeed's ZeRO-1 for comparison."""
-    return {0: ["native"], 1: ["native", "deepspeed"]}.get(chosen["parallel.zero_stage"], ["deepspeed"])
+    """Those of a stage; of our own at stage 2 see `_expert_sizes`."""
+    stage, both = chosen["parallel.zero_stage"], ["native", "deepspeed"]
+    return {0: ["native"], 1: both, 2: both}.get(stage, ["deepspeed"])
 
 
 def _offloads(config: Config, fleet: Fleet, chosen: Chosen) -> list[str]:
@@ -101,15 +102,20 @@ def _offloads(config: Config, fleet: Fleet, chosen: Chosen) -> list[str]:
 
 
 def _expert_sizes(config: Config, fleet: Fleet, chosen: Chosen) -> list[int]:
-    """Powers of 2 that leave each rank as many experts, where our own engine has them to deal out."""
+    """Powers of 2 that leave each rank as many experts, where our own engine has them to deal out.
+
+    Stage 2 of our own engine is tried for experts that are dealt out, and where the settings ask for it.
+    """
     model, parallel = config.model, config.parallel
-    experts = model.moe.num_experts if isinstance(model, Model) else 0
-    own = chosen["parallel.engine"] == "native" and config.train.objective == "causal_lm"
-    if not experts or not own:
+    if chosen["parallel.engine"] != "native":
         return [1]
+    whole = {1} if chosen["parallel.zero_stage"] != 2 or parallel.engine == "native" else set[int]()
+    experts = model.moe.num_experts if isinstance(model, Model) else 0
+    if not experts or config.train.objective != "causal_lm":
+        return sorted(whole)
     ranks = fleet.size // chosen["parallel.tensor_parallel_size"]
-    sizes = [2**n for n in range(experts.bit_length()) if experts % 2**n == ranks % 2**n == 0]
-    return sorted({*sizes, parallel.expert_parallel_size})
+    sizes = {2**n for n in range(experts.bit_length()) if experts % 2**n == ranks % 2**n == 0}
+    return sorted(({*sizes, parallel.expert_parallel_size} - {1}) | whole)
 
 
 def _recomputed(config: Config, fleet: Fleet, chosen: Chosen) -> list[str]:

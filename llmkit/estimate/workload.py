@@ -14,11 +14,12 @@ from llmkit.config.context import Form, ulysses_heads
 from llmkit.config.groups import assign
 from llmkit.config.parameters import EXPERTS
 from llmkit.config.shape import ModelShape
+from llmkit.parallel.layout import Layout
 from llmkit.plan import Plan
 from llmkit.plan.context_memory import makes_scores
 from llmkit.plan.memory import arithmetic
 from llmkit.plan.stored import COLUMN, ROW, stored_parameters
-from llmkit.precision import BYTES
+from llmkit.precision import BYTES, Precision
 
 DEEPSPEED_BESIDE = (1.0, 0.0, 0.5, 1.0)
 """By stage: share of the sums of gradients that DeepSpeed hides. Stage 1 in bf16 sums after the backward
@@ -211,7 +212,7 @@ def workload_of(plan: Plan) -> Workload | None:
     exchange = Exchange(
         beside=DEEPSPEED_BESIDE[layout.zero_stage] if deepspeed else 1.0,
         gradient_bytes=BYTES[precision.reduction],
-        each_micro_batch=deepspeed and layout.zero_stage >= 2,
+        each_micro_batch=layout.zero_stage >= 2,
         all_reduce=layout.zero_stage == 0 or (deepspeed and layout.zero_stage <= 2),
         gathers_late=True,
     )
@@ -227,14 +228,20 @@ def workload_of(plan: Plan) -> Workload | None:
         forms={**kernels.forms, "attention": RING} if slow_ring else kernels.forms,
         exchange=exchange, update=_update(plan), weight_bytes=BYTES[precision.weights],
         adapters=_adapters(plan), tuned=_tuned(plan), gathered=_gathered(plan),
-        accumulates=(
-            DEEPSPEED_MOVED[layout.zero_stage] if deepspeed
-            else 2.0 * BYTES[precision.reduction] + BYTES[precision.weights]
-        ),
+        accumulates=DEEPSPEED_MOVED[layout.zero_stage] if deepspeed else _accumulated(precision, layout),
         inputs_to_host=layout.offload_activations,
         tiled=how.tiled < 1.0,
         hooks=DEEPSPEED_HOOKS[layout.zero_stage] if deepspeed else 0.0,
     )  # fmt: skip
+
+
+def _accumulated(precision: Precision, layout: Layout) -> float:
+    """Bytes that our own engine moves for a gradient and micro-batch: it reads it and adds to its fp32 sum;
+    at stage 2 it copies it to a buffer, and adds its slice of what the ranks have summed there."""
+    summed, came = BYTES[precision.reduction], BYTES[precision.weights]
+    if layout.zero_stage == 2 and layout.replicas > 1:
+        return came + summed * (1.0 + 3.0 / layout.replicas)
+    return came + summed * 2.0
 
 
 def _update(plan: Plan) -> Update:

@@ -7,6 +7,17 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 
+def usual_engine(
+    zero_stage: int, offload: str, expert_parallel_size: int
+) -> Literal["native", "deepspeed"]:
+    """What `parallel.engine: auto` takes, unless accelerate's configuration is of the type DEEPSPEED.
+
+    Stage 2 is DeepSpeed's, but where experts are dealt out: that it cannot do.
+    """
+    most = 2 if expert_parallel_size > 1 else 1
+    return "native" if zero_stage <= most and offload == "none" else "deepspeed"
+
+
 @dataclass(frozen=True)
 class Layout:
     """The settings of `parallel`, with nothing left open.
@@ -17,7 +28,7 @@ class Layout:
     context_parallel_size, context_parallel_form: ranks that share each row, and how they compute attention.
     offload_activations: whether inputs of blocks that are recomputed in full lie on the host; never on a CPU.
     deepspeed: of a user's DeepSpeed file, what goes to DeepSpeed as it is, by dotted key. engine: what
-    trains; the native one knows stages 0 and 1 only. expert_parallel_size: ranks of data x context over which
+    trains; the native one knows no stage 3. expert_parallel_size: ranks of data x context over which
     experts are dealt out.
     """
 

@@ -13,7 +13,7 @@ from llmkit.config.settings import Settings
 from llmkit.parallel.accelerate import BY_DEFAULT, AccelerateConfig
 from llmkit.parallel.deepspeed_keys import RULES, Passed
 from llmkit.parallel.launch_setting import LaunchSetting
-from llmkit.parallel.layout import Layout
+from llmkit.parallel.layout import Layout, usual_engine
 
 
 class LaunchResolver:
@@ -78,13 +78,13 @@ class LaunchResolver:
     def _engine(self, stage: int, offload: str) -> Literal["native", "deepspeed"]:
         """What trains; whether it can is checked by `llmkit.config.check_layout`."""
         asked, said = self.config.parallel.engine, self.accelerate.zero_stage
-        if asked == "native" and said is not None and stage == 1:
+        if asked == "native" and said is not None and stage in (1, 2):
             self._contradiction("parallel.engine", said, ", or set parallel.engine to auto")
         if asked != "auto":
             return asked
-        if stage == 1 and offload == "none" and said is None:
-            return "native"
-        return "native" if stage == 0 else "deepspeed"
+        if stage == 0 or said is not None:
+            return "native" if stage == 0 else "deepspeed"
+        return usual_engine(stage, offload, self.config.parallel.expert_parallel_size)
 
     def _offload(self, stage: int) -> Literal["none", "cpu"]:
         """What the settings say; where they leave it to the default, what accelerate says."""

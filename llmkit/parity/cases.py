@@ -8,6 +8,7 @@ from itertools import product
 from typing import Any
 
 from llmkit.config.operators import GENERATED
+from llmkit.parallel.layout import usual_engine
 from llmkit.parity.subjects import LENGTH
 from llmkit.plan.operators import FORMS
 
@@ -26,7 +27,7 @@ FACTORS: dict[str, tuple[Any, ...]] = {
     "engine": ("auto", "deepspeed"),
 }
 """Setting -> its values. full/2 = full recomputation of every second block; engine auto = llmkit's own up to
-stage 1, DeepSpeed from stage 2 on."""
+stage 1, DeepSpeed from stage 2 on. Of llmkit's own at stage 2: `SLICED`."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,10 @@ class Case:
 
     def __str__(self) -> str:
         """Short enough for a table: `modern Z3 tp2 dp2 sp acc3 selective masked bf16 offload`."""
-        native = self.engine == "auto" and self.stage < 2
+        engine = self.engine
+        if engine == "auto":
+            engine = usual_engine(self.stage, self.offload, self.expert)
+        native = engine == "native"
         parts = [
             self.model,
             "-".join(["native"] * native + [f"Z{self.stage}"] * (self.stage > 0)),
@@ -210,6 +214,24 @@ ADAPTERS = [
 ]  # fmt: skip
 """Low-rank adapters under each engine, stage and way to share a layer."""
 
+SLICED = [
+    Case(
+        model, 2, tensor, data, pieces, 3, recompute, masked, precision, "none", optimizer, "native",
+        adapters=adapters,
+    )
+    for model, tensor, data, pieces, recompute, masked, precision, optimizer, adapters in (
+        ("modern", 1, 2, False, "selective", False, "bf16", "muon", False),
+        ("gpt2", 1, 2, False, "none", True, "fp32", "adamw", False),
+        ("modern", 1, 2, False, "none", False, "bf16", "adamw", False),
+        ("odd", 2, 2, True, "full", False, "fp32", "muon", False),
+        ("gpt2", 2, 2, False, "none", True, "bf16", "adamw", False),
+        ("qk-norm", 2, 2, True, "full/2", False, "bf16", "muon", False),
+        ("everything", 1, 2, False, "full", True, "fp32", "muon", False),
+        ("odd", 1, 2, False, "none", False, "fp32", "adamw", True),
+    )
+]  # fmt: skip
+"""Slices of gradients in llmkit's own engine; those with experts that are dealt out: `DEALT`."""
+
 CONTEXT = [
     Case(
         model, stage, tensor, data, pieces, accumulation, recompute, masked, precision, offload, optimizer,
@@ -266,7 +288,7 @@ DEALT = [
         optimizer, others,
     ) in (
         ("one-expert", 0, 1, 1, 2, 2, "auto", True, False, 3, "full", "fp32", "adamw", {}),
-        ("two-experts", 1, 2, 1, 2, 2, "auto", False, True, 1, "selective", "fp32", "muon", {}),
+        ("two-experts", 2, 2, 1, 2, 2, "auto", False, True, 3, "selective", "fp32", "muon", {}),
         ("one-expert", 1, 1, 2, 2, 4, "ring", True, False, 3, "none", "fp32", "muon", {"length": 37}),
         ("two-experts", 1, 1, 2, 2, 2, "ulysses", True, False, 1, "full/2", "fp32", "adamw", {}),
         ("two-experts", 0, 1, 2, 2, 4, "ulysses", False, False, 3, "none", "fp32", "adamw", {}),
@@ -282,13 +304,17 @@ DEALT = [
         ("two-experts", 1, 2, 2, 2, 4, "ulysses", True, False, 1, "full", "fp32", "muon", {}),
         ("all-experts", 0, 1, 1, 2, 2, "auto", True, False, 3, "none", "bf16", "adamw", {}),
         ("all-experts", 1, 2, 1, 2, 2, "auto", True, True, 1, "full", "bf16", "muon", {}),
+        ("two-experts", 1, 2, 1, 2, 2, "auto", False, True, 1, "selective", "fp32", "muon", {}),
+        ("one-expert", 2, 1, 1, 2, 2, "auto", True, False, 3, "none", "fp32", "adamw", {}),
+        ("two-experts", 2, 1, 2, 2, 2, "ring", True, False, 3, "full", "fp32", "adamw", {"length": 37}),
+        ("all-experts", 2, 1, 1, 2, 2, "auto", True, False, 3, "none", "bf16", "adamw", {}),
     )
 ]  # fmt: skip
 """Experts that are dealt out, over ranks with other rows and with other tokens of them. In bf16 with all
 experts for each token alone: else some tokens choose others by rounding, and gradients differ by so much that
 a mistake would not show (docs/parallelism.md)."""
 
-FURTHER = LARGE + FORMED + SETTINGS + ALONE + AVX512 + COMPILED + ADAPTERS + CONTEXT + DEALT
+FURTHER = LARGE + FORMED + SETTINGS + ALONE + AVX512 + COMPILED + ADAPTERS + SLICED + CONTEXT + DEALT
 
 
 def all_cases() -> Iterator[Case]:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, UntypedStorage
 
 from llmkit.engine.base import Engine
+from llmkit.engine.gradient_slices import GradientSlices
+from llmkit.engine.masters import PartitionedMasters, SeveralMasters
 from llmkit.engine.native import NativeEngine
+from llmkit.engine.reduce import Bucket
 from llmkit.optim.build import moments
 from llmkit.parallel.mesh import Mesh
-from llmkit.plan.state_memory import State
+from llmkit.plan.communication_memory import BUCKETS
 
 Storages = dict[int, UntypedStorage]
 """Address -> memory; what is here is not freed, so that no two have one address."""
@@ -37,6 +42,27 @@ def watched_gradients(engine: Engine) -> Iterator[Gradients]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def watched_buckets(engine: Engine) -> Iterator[list[int]]:
+    """Inside, the bytes of all buckets of gradients that are in memory are noted whenever another one comes,
+    where a rank keeps slices of them alone."""
+    masters = getattr(engine, "masters", None)
+    parts = masters.parts if isinstance(masters, SeveralMasters) else [masters]
+    buckets = (each.buckets for each in parts if isinstance(each, PartitionedMasters))
+    slices = [each for each in buckets if isinstance(each, GradientSlices)]
+    found: list[int] = []
+
+    def watched(real: Callable[[Bucket], Tensor], bucket: Bucket) -> Tensor:
+        buffer = real(bucket)
+        found.append(sum(b.nbytes for each in slices for b in each.buffers.values()))
+        return buffer
+
+    with ExitStack() as stack:
+        for each in slices:
+            stack.enter_context(patch.object(each, "buffer", partial(watched, each.buffer)))
+        yield found
 
 
 def allocated(engine: Engine, gradients: Gradients) -> dict[str, int]:
@@ -62,14 +88,17 @@ def allocated(engine: Engine, gradients: Gradients) -> dict[str, int]:
 
 
 def memory_differences(
-    engine: Engine, planned: State, gradients: Gradients, mesh: Mesh
+    engine: Engine, planned: Mapping[str, int], gradients: Gradients, buckets: Sequence[int], mesh: Mesh
 ) -> list[str]:
-    """What of the plan is not so on any rank, a text each. All ranks must call it."""
-    found = allocated(engine, gradients)
+    """What of the plan is not so on any rank, a text each. All ranks must call it.
+
+    planned: the parts of `State`, and what `native_buffers` says. buckets: `watched_buckets`.
+    """
+    found = {**allocated(engine, gradients), BUCKETS: max(buckets, default=0)}
     mine = [
-        f"rank {mesh.rank}: {found[name]:,} bytes of {name}, planned were {size:,}"
-        for name, size in planned.parts.items()
-        if found[name] != size
+        f"rank {mesh.rank}: {found[name]:,} bytes of {name}, planned were {planned.get(name, 0):,}"
+        for name in found
+        if found[name] != planned.get(name, 0)
     ]
     return [each for text in mesh.all_gather_text(json.dumps(mine)) for each in json.loads(text)]
 

@@ -20,7 +20,7 @@ from llmkit.optim.schedule import StepValues
 from llmkit.parallel.context import context_parallel
 from llmkit.parallel.mesh import Mesh
 from llmkit.parity.cases import Case
-from llmkit.parity.memory import memory_differences, watched_gradients
+from llmkit.parity.memory import memory_differences, watched_buckets, watched_gradients
 from llmkit.parity.state import State, drifted, gather_state
 from llmkit.parity.subjects import (
     ADAPTERS,
@@ -34,9 +34,9 @@ from llmkit.parity.subjects import (
 )
 from llmkit.plan import DeviceFacts, Plan, plan_for_shape
 from llmkit.plan.buckets import BucketSizes
+from llmkit.plan.communication_memory import native_buffers
 from llmkit.plan.form_rules import Situation
 from llmkit.plan.operators import FORMS
-from llmkit.plan.state_memory import State as StateBytes
 from llmkit.plan.state_memory import state_memory
 
 STEPS = 10
@@ -102,10 +102,10 @@ def run_case(case: Case, mesh: Mesh, device: torch.device) -> Trajectory:
     ranges = context_parallel(mesh, "ring" if case.context_form == "ring" else "ulysses").own(case.length)
     try:
         engine.write_pieces(RandomWeights(MODELS[case.model], case.adapters), optimizer_steps=0)
-        with watched_gradients(engine) as gradients:
+        with watched_gradients(engine) as gradients, watched_buckets(engine) as buckets:
             shape, rows = MODELS[case.model], (case.masked, case.length, ranges)
             found = train(engine, shape, mesh, device, case.accumulation, *rows)
-        found.memory = memory_differences(engine, planned_state(case, device), gradients, mesh)
+        found.memory = memory_differences(engine, planned_memory(case, device), gradients, buckets, mesh)
         return found
     finally:
         engine.close()
@@ -130,15 +130,17 @@ def run_alone(
     return run_case(alone, Mesh(), device)
 
 
-def planned_state(case: Case, device: torch.device) -> StateBytes:
-    """What a process of the case keeps from step to step, by its plan."""
+def planned_memory(case: Case, device: torch.device) -> dict[str, int]:
+    """Bytes that a process of the case keeps from step to step, and those of buckets, by its plan."""
     facts = device_facts(device, compiled=case.compiled)
     micro = ROWS // case.data // case.accumulation
     plan = make_plan(
         MODELS[case.model], case.parallel, micro, facts, case.precision, case.optimizer, case.kernels,
         case.adapters, case.length,
     )  # fmt: skip
-    return state_memory(plan.config, plan.model, plan.precision, plan.layout, BUCKETS)
+    arguments = plan.config, plan.model, plan.precision, plan.layout, BUCKETS
+    own = plan.layout.engine == "native"
+    return {**state_memory(*arguments).parts, **(native_buffers(*arguments) if own else {})}
 
 
 def refusal(case: Case, device: DeviceFacts) -> str | None:

@@ -11,6 +11,10 @@ ALIGNMENT = 64
 """Elements. In partitioned buckets weights begin at multiples, which matrix products read fastest."""
 
 
+ON_THEIR_WAY = 1
+"""At stage 2 of the native engine, buckets of gradients that are still summed while the next one fills."""
+
+
 @dataclass(frozen=True)
 class BucketSizes:
     """How much is sent at once; what parity makes small, so that small models are sent in many parts.
@@ -58,6 +62,36 @@ def offsets(elements: Sequence[int], ranks: int, *, partitioned: bool) -> tuple[
         found.append(size)
         size += -(-each // unit) * unit
     return found, -(-size // total) * total
+
+
+def most_alive(sequences: Sequence[Sequence[tuple[Sequence[int], int]]]) -> int:
+    """Elements of the buckets of gradients that are in memory at once at stage 2 of the native engine.
+
+    Gradients come from the last parameter to the first. A bucket is in memory from its first gradient until
+    it is summed, at the latest when `ON_THEIR_WAY` others have been sent behind it.
+
+    sequences: for each set of ranks over which gradients are summed, its buckets as they are sent: indices of
+    their parameters in the order of the forward pass, and elements.
+    """
+    place = {
+        index: (sequence, number)
+        for sequence, buckets in enumerate(sequences)
+        for number, (indices, _) in enumerate(buckets)
+        for index in indices
+    }
+    missing = [[set(indices) for indices, _ in buckets] for buckets in sequences]
+    sent = [0] * len(sequences)
+    alive, most = dict[tuple[int, int], int](), 0
+    for index in sorted(place, reverse=True):
+        sequence, number = place[index]
+        buckets, left = sequences[sequence], missing[sequence]
+        alive[sequence, number] = buckets[number][1]
+        most = max(most, sum(alive.values()))
+        left[number].discard(index)
+        while sent[sequence] < len(buckets) and not left[sent[sequence]]:
+            alive.pop((sequence, sent[sequence] - ON_THEIR_WAY), None)
+            sent[sequence] += 1
+    return most
 
 
 def deepspeed_bucket(parameters: int, sizes: BucketSizes = BUCKET_SIZES) -> int:

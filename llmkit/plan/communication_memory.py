@@ -1,17 +1,44 @@
-"""Buffers of DeepSpeed 0.19 on the device: by its code, set as `llmkit.engine.deepspeed_config` does."""
+"""Buffers of communication that come and go in a step, beside what a rank keeps.
+
+Of our own engine those of stage 2 (`llmkit.engine.gradient_slices`). Of DeepSpeed 0.19 by its code, set as
+`llmkit.engine.deepspeed_config` does.
+"""
 
 from __future__ import annotations
 
+from llmkit.config.adapters import trained_tensors
 from llmkit.config.custom_model import AnyModel
+from llmkit.config.groups import assign
 from llmkit.config.lora_section import Lora
+from llmkit.config.schema import Config
 from llmkit.parallel.layout import Layout
-from llmkit.plan.buckets import BUCKET_SIZES, deepspeed_bucket, reduce_bucket
-from llmkit.plan.state_memory import State
+from llmkit.plan.buckets import BUCKET_SIZES, BucketSizes, deepspeed_bucket, most_alive, reduce_bucket
+from llmkit.plan.state_memory import State, summed_together
 from llmkit.plan.stored import stored_parameters
 from llmkit.precision import BYTES, Precision
 
+BUCKETS = "buckets of gradients"
+"""The kind of buffers that `native_buffers` counts."""
 REUSE_DISTANCE = 10**9
 """Elements: of `stage3_max_reuse_distance`. What is used again before so many others stays gathered."""
+
+
+def native_buffers(
+    config: Config, model: AnyModel, precision: Precision, layout: Layout, sizes: BucketSizes = BUCKET_SIZES
+) -> dict[str, int]:
+    """Bytes by kind: of the buckets of gradients in memory at once, where ranks keep slices of them alone."""
+    if layout.zero_stage != 2:
+        return {}
+    lora, ranks = config.train.lora, (layout.tensor_parallel_size, layout.expert_parallel_size)
+    trained = [each for each in stored_parameters(model, lora, *ranks) if each.trained]
+    groups = assign(trained_tensors(model.tensors, lora), config.optimizer)
+    sequences = []
+    for each in summed_together(trained, groups, layout):
+        if each.ranks > 1:
+            buckets = each.buckets(sizes)
+            sequences.append([([each.indices[n] for n in within], size) for within, size in buckets])
+    elements = most_alive(sequences)
+    return {BUCKETS: elements * BYTES[precision.reduction]} if elements else {}
 
 
 def deepspeed_buffers(

@@ -57,11 +57,11 @@ def _candidates(plan: Plan, on_gpu: bool) -> Iterator[tuple[int, Layout]]:
     micros = [n for n in divisors(rows) if n <= plan.micro_batch_size]
     levels: tuple[Recompute, ...] = get_args(Recompute)
     levels = levels[levels.index(layout.activation_checkpointing) :]
-    native = plan.config.parallel.engine == "native"
-    last = layout.zero_stage if layout.replicas == 1 else 1 if native else 3
+    native = plan.config.parallel.engine == "native" or layout.expert_parallel_size > 1
+    last = layout.zero_stage if layout.replicas == 1 else 2 if native else 3
     stages = range(layout.zero_stage, max(last, layout.zero_stage) + 1)
     for micro, level, stage in product(micros, levels, stages):
-        engine = layout.engine if stage < 2 else "deepspeed"
+        engine = layout.engine if native or stage < 2 else "deepspeed"
         changed = replace(layout, activation_checkpointing=level, zero_stage=stage, engine=engine)
         yield micro, changed
         if on_gpu and stage and not native and layout.offload == "none":

@@ -11,7 +11,7 @@ from llmkit.config.shape import ModelShape
 from llmkit.parallel.layout import Layout
 from llmkit.plan.activations import training_parts
 from llmkit.plan.arithmetic import Arithmetic
-from llmkit.plan.communication_memory import deepspeed_buffers
+from llmkit.plan.communication_memory import deepspeed_buffers, native_buffers
 from llmkit.plan.plan import Kernels, Plan
 from llmkit.plan.state_memory import State, state_memory
 from llmkit.precision import Precision
@@ -71,9 +71,10 @@ def memory(plan: Plan, micro_batch_size: int | None = None, layout: Layout | Non
         how = arithmetic(plan.config, plan.precision, layout, plan.kernels)
         tokens = layout.tokens_of(micro, plan.config.data.row_length)
         activations = {kind: each.of(tokens) for kind, each in training_parts(plan.model, how).items()}
-    buffers = {}
     if layout.engine == "deepspeed":
         buffers = deepspeed_buffers(plan.model, plan.config.train.lora, plan.precision, layout)
+    else:
+        buffers = native_buffers(plan.config, plan.model, plan.precision, layout)
     kept = sum(size for kind, size in (activations or {}).items() if kind not in UNCERTAIN)
     return Memory(state, activations, buffers, _least(state, layout, int(CERTAIN * kept)))
 

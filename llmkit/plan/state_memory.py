@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 from llmkit.config.adapters import trained_tensors
 from llmkit.config.custom_model import AnyModel
-from llmkit.config.groups import assign
+from llmkit.config.groups import Group, assign
 from llmkit.config.memory import moments_of, quantised_bytes
 from llmkit.config.schema import Config
 from llmkit.parallel.layout import Layout
 from llmkit.plan.buckets import BUCKET_SIZES, BucketSizes, fill, offsets
-from llmkit.plan.stored import stored_parameters
+from llmkit.plan.stored import Stored, stored_parameters
 from llmkit.precision import BYTES, Precision
 
 FP32 = BYTES["fp32"]
@@ -87,16 +88,9 @@ def state_memory(
     trained = [each for each in stored if each.trained]
     plain = [each for each in stored if not each.trained and not (each.linear and form is not None)]
     groups = assign(trained_tensors(model.tensors, config.train.lora), config.optimizer)
-    number = {name: index for index, group in enumerate(groups) for name in group.names}
     found = _Elements(0, 0, [0] * len(groups))
-    for dealt in (False, True):  # whose gradients are summed over other ranks, in buckets of their own
-        numbered = [
-            (each.elements, number[each.tensors[0]])
-            for each in trained
-            if (each.expert and layout.expert_parallel_size > 1) == dealt
-        ]
-        replicas = layout.copies_of_experts if dealt else layout.replicas
-        found = found.with_those(_elements(numbered, len(groups), precision, layout, sizes, replicas))
+    for each in summed_together(trained, groups, layout):
+        found = found.with_those(_elements(each, len(groups), precision, layout, sizes))
     frozen = sum(_share(each.elements, layout) for each in plain) * BYTES[precision.weights]
     if form is not None:
         linear = [tensor for tensor in model.tensors if tensor.linear]
@@ -113,6 +107,38 @@ def state_memory(
     )
 
 
+class Summed(NamedTuple):
+    """Parameters whose gradients are summed over the same ranks, in buckets of their own.
+
+    parameters: elements of each and the number of its group, in the model's order. indices: their places
+    among all that are trained. ranks: which hold the same of them without ZeRO.
+    """
+
+    parameters: list[tuple[int, int]]
+    indices: list[int]
+    ranks: int
+
+    def buckets(self, sizes: BucketSizes) -> list[tuple[list[int], int]]:
+        """The buckets of partitioned parameters: which of them are in it, and its elements."""
+        found = []
+        for bucket in fill(self.parameters, sizes.native, self.ranks):
+            elements = [self.parameters[index][0] for index in bucket]
+            found.append((bucket, offsets(elements, self.ranks, partitioned=True)[1]))
+        return found
+
+
+def summed_together(trained: Sequence[Stored], groups: Sequence[Group], layout: Layout) -> list[Summed]:
+    """All that are trained; experts that are dealt out for themselves, as fewer ranks hold the same."""
+    number = {name: index for index, group in enumerate(groups) for name in group.names}
+    numbered = [(each.elements, number[each.tensors[0]]) for each in trained]
+    dealt = [each.expert and layout.expert_parallel_size > 1 for each in trained]
+    found = []
+    for which, ranks in ((False, layout.replicas), (True, layout.copies_of_experts)):
+        indices = [index for index, each in enumerate(dealt) if each == which]
+        found.append(Summed([numbered[index] for index in indices], indices, ranks))
+    return found
+
+
 def _share(elements: int, layout: Layout) -> int:
     """Of a parameter, the elements that a rank holds: at stage 3 a part of it, padded."""
     return -(-elements // layout.replicas) if layout.zero_stage == 3 else elements
@@ -126,24 +152,16 @@ def _on_host(layout: Layout) -> frozenset[str]:
 
 
 def _elements(
-    parameters: Sequence[tuple[int, int]],
-    groups: int,
-    precision: Precision,
-    layout: Layout,
-    sizes: BucketSizes,
-    ranks: int,
+    those: Summed, groups: int, precision: Precision, layout: Layout, sizes: BucketSizes
 ) -> _Elements:
-    """parameters: elements of each and the number of its group, in the model's order. ranks: which hold the
-    same of them without ZeRO."""
-    own = [0] * groups
-    if layout.engine == "native" and layout.zero_stage == 1 and ranks > 1:
+    own, ranks = [0] * groups, those.ranks
+    if layout.engine == "native" and layout.zero_stage and ranks > 1:
         whole = 0
-        for bucket in fill(parameters, sizes.native, ranks):
-            _, size = offsets([parameters[index][0] for index in bucket], ranks, partitioned=True)
+        for indices, size in those.buckets(sizes):
             whole += size
-            own[parameters[bucket[0]][1]] += size // ranks
-        return _Elements(whole, whole, own)
-    for elements, group in parameters:
+            own[those.parameters[indices[0]][1]] += size // ranks
+        return _Elements(whole, whole if layout.zero_stage == 1 else sum(own), own)
+    for elements, group in those.parameters:
         own[group] += _share(elements, layout)
     if layout.engine == "native" or layout.zero_stage == 3:
         return _Elements(sum(own), sum(own), own)

@@ -11,6 +11,7 @@ import yaml
 from llmkit.config.schema import Config
 from llmkit.estimate.hardware import Fleet
 from llmkit.estimate.search import PATHS, WORLD, Candidate, setting_of
+from llmkit.parallel.layout import usual_engine
 
 ENGINE, LAYOUT = "parallel.engine", "parallel.layout"
 
@@ -18,18 +19,15 @@ ENGINE, LAYOUT = "parallel.engine", "parallel.layout"
 def overrides_of(candidate: Candidate, config: Config) -> list[str]:
     """What must be set beside a configuration for it to have this layout."""
     changed = [override(LAYOUT, "given")] if config.parallel.layout != "given" else []
+    layout = candidate.plan.layout
+    usual = usual_engine(layout.zero_stage, layout.offload, layout.expert_parallel_size)
     for path in PATHS:
         section, _, name = path.partition(".")
         before, now = getattr(getattr(config, section), name), setting_of(candidate.plan, path)
-        usual = "deepspeed" if candidate.plan.layout.zero_stage >= 2 or _offloads(candidate) else "native"
         if before == now or (path == ENGINE and before == "auto" and now == usual):
             continue
         changed.append(override(path, now))
     return changed
-
-
-def _offloads(candidate: Candidate) -> bool:
-    return candidate.plan.layout.offload != "none"
 
 
 def override(path: str, value: Any) -> str:

@@ -69,7 +69,7 @@ def _fits(loaded: Loaded, ground: Ground, found: Found) -> bool:
     settings = found.nearest.settings
     stages, offloads = {3, settings["parallel.zero_stage"]}, {"none", settings["parallel.offload"]}
     for stage, offload in product(stages, offloads):
-        engine = "deepspeed" if stage >= 2 or offload != "none" else settings["parallel.engine"]
+        engine = "deepspeed" if stage == 3 or offload != "none" else settings["parallel.engine"]
         changed = {"zero_stage": stage, "engine": engine, "offload": offload}
         if engine == "deepspeed":  # which knows of no experts that a rank does not hold
             changed["expert_parallel_size"] = 1

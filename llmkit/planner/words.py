@@ -49,6 +49,7 @@ def layout(plan: Plan) -> str:
     chosen = plan.layout
     how = f"ZeRO-{chosen.zero_stage}" if chosen.zero_stage else "DDP"
     how += " (DeepSpeed)" * (chosen.zero_stage == 1 and chosen.engine == "deepspeed")
+    how += " (native)" * (chosen.zero_stage == 2 and chosen.engine == "native")
     alone = chosen.world_size == 1 and not chosen.zero_stage
     parts = ["one process" if alone else f"{how} x {chosen.data_parallel_size}"]
     if chosen.tensor_parallel_size > 1:

@@ -54,7 +54,7 @@ MISTAKES = [
         f"{SIZE} 2 (command line) does not go with parallel.zero_stage 3 (command line)",
     ),
     (
-        [*MIXTURE, f"{SIZE}=2", "parallel.zero_stage=1", "parallel.engine=deepspeed"],
+        [*MIXTURE, f"{SIZE}=2", "parallel.zero_stage=2", "parallel.engine=deepspeed"],
         f'{SIZE} 2 (command line) does not go with parallel.engine "deepspeed" (command line)',
     ),
     (

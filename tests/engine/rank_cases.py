@@ -36,6 +36,7 @@ BUCKETS = BucketSizes(native=8_000, persistent=60)
 ENGINES: dict[str, dict[str, Any]] = {
     "native 0": {"zero_stage": 0, "engine": "native"},
     "native 1": {"zero_stage": 1, "engine": "native"},
+    "native 2": {"zero_stage": 2, "engine": "native"},
     "deepspeed 1": {"zero_stage": 1, "engine": "deepspeed"},
     "deepspeed 2": {"zero_stage": 2},
     "deepspeed 3": {"zero_stage": 3},

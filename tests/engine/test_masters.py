@@ -16,6 +16,7 @@ from tests.engine.rank_cases import BUCKETS, Weights, train
 from tests.ranks import run_ranks
 from tests.shapes import LLAMA_STYLE, random_model
 
+STAGES = (0, 1, 2)
 OPTIMIZER = Optimizer(name="muon", learning_rate=1e-2, eps=1e-5)
 
 
@@ -78,7 +79,7 @@ def _digest(weight: Tensor) -> float:
 
 def on_ranks() -> dict[str, dict]:
     mesh = make_mesh(1)
-    cases = [(precision, stage) for precision in PRECISIONS for stage in (0, 1)]
+    cases = [(precision, stage) for precision in PRECISIONS for stage in STAGES]
     return {f"{precision} {stage}": trained(mesh, precision, stage) for precision, stage in cases}
 
 
@@ -87,7 +88,7 @@ def ranks() -> list[dict[str, dict]]:
     return run_ranks(2, f"{__name__}:on_ranks")
 
 
-CASES = [f"{precision} {stage}" for precision in PRECISIONS for stage in (0, 1)]
+CASES = [f"{precision} {stage}" for precision in PRECISIONS for stage in STAGES]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -120,10 +121,11 @@ def test_frozen_weights_are_in_checkpoints_once_and_have_no_moments(ranks, case)
     assert alone["frozen"][0] == "embedding.weight" and kinds == {"master"}
 
 
+@pytest.mark.parametrize("stage", [1, 2])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_stage_1_gives_each_rank_a_slice_of_each_master(ranks, precision):
+def test_from_stage_1_on_each_rank_has_a_slice_of_each_master(ranks, precision, stage):
     held: dict[str, list[tuple[int, int]]] = {}
-    for found in (each[f"{precision} 1"] for each in ranks):
+    for found in (each[f"{precision} {stage}"] for each in ranks):
         # Beside the slice only what fills up buckets: some at the end of each, and of each parameter.
         assert found["trained"] / 2 <= found["numel"] <= found["trained"] / 2 + 64 * len(found["weights"])
         for name, _, start, numel in found["shards"]:

@@ -34,23 +34,24 @@ def sums(bf16: bool, partitioned: bool) -> dict:
     axis = make_mesh(1)["data"]
     numbered = [(weight, int(weight.dim() == 1)) for weight in weights]
     buckets = GradientBuckets(numbered, axis, bucket_bytes=4 * 8, partitioned=partitioned)
-    gradients = {weight: view for bucket in buckets.buckets for weight, view in bucket.views()}
-    if not bf16:
-        for weight in weights:
-            weight.grad = gradients[weight]
+    flat = [buckets.gradients[bucket] for bucket in buckets.buckets]
+    views = [each.views(gradient) for each, gradient in zip(buckets.buckets, flat, strict=True)]
+    gradients = {weight: view for each in views for weight, view in each}
+    for bucket in () if bf16 else buckets.buckets:
+        buckets.keep_in(bucket)
     sent_before_the_last = -1
     for _ in range(2):
         buckets.zero()
         sent.clear()
         for index in range(2):
-            buckets.last_micro_batch = index == 1
+            buckets.before_backward(index == 1)
             x = torch.full((2, 4), float(1 + axis.rank + index)).to(weights[0].dtype)
             layers[1](layers[1](layers[0](x))).float().sum().backward()
             if index == 0:
                 sent_before_the_last = len(sent)
         buckets.finish()
     if partitioned:
-        buckets.all_gather([bucket.gradient for bucket in buckets.buckets])
+        buckets.all_gather(flat)
     return {
         "gradients": [gradients[weight].flatten().tolist() for weight in weights],
         "sent_before_the_last": sent_before_the_last,

@@ -15,7 +15,7 @@ from tests.ranks import run_ranks
 from tests.shapes import GPT2_STYLE, LLAMA_STYLE
 
 CASES = "tests.engine.irregular_cases"
-NATIVE = [{"zero_stage": stage, "engine": "native"} for stage in (0, 1)]
+NATIVE = [{"zero_stage": stage, "engine": "native"} for stage in (0, 1, 2)]
 DEEPSPEED = [{"zero_stage": stage, "engine": "deepspeed"} for stage in (1, 2, 3)]
 
 

@@ -12,6 +12,8 @@ from tests.ranks import run_ranks
 
 CASES = "tests.engine.rank_cases"
 STAGES = list(rank_cases.ENGINES)
+NATIVE = [stage for stage in STAGES if stage.startswith("native")]
+DEEPSPEED = [stage for stage in STAGES if stage not in NATIVE]
 
 
 class Setting(NamedTuple):
@@ -27,7 +29,7 @@ SETTINGS = {
     "bf16": Setting(2, STAGES, {"style": "llama", "precision": "bf16", "accumulation": 2, "tensor_size": 1}),
     "offload": Setting(
         2,
-        STAGES[2:],
+        DEEPSPEED,
         {"style": "llama", "precision": "fp32", "accumulation": 1, "tensor_size": 1, "offload": "cpu"},
     ),
     "muon": Setting(
@@ -55,7 +57,7 @@ SETTINGS = {
     ),
     "four": Setting(
         4,
-        STAGES[:2],
+        NATIVE,
         {"style": "gpt2", "precision": "fp32", "accumulation": 1, "tensor_size": 1, "optimizer": "muon"},
     ),
     "muon-tensor": Setting(
@@ -167,7 +169,7 @@ def test_zero_on_a_process_alone_trains_like_the_native_engine(precision):
     [("fp32", "none"), pytest.param("bf16", "none", marks=pytest.mark.exhaustive), ("bf16", "cpu")],
 )
 def test_a_step_without_targets_or_with_a_nan_on_one_rank_changes_nothing_on_any(precision, offload):
-    stages = STAGES if offload == "none" else STAGES[2:]
+    stages = STAGES if offload == "none" else DEEPSPEED
     results = run_ranks(2, f"{CASES}:void_steps", precision=precision, stages=stages, offload=offload)
     wanted = rank_cases.without_refused_step(precision)
     for figures in results:
@@ -179,7 +181,7 @@ def test_a_step_without_targets_or_with_a_nan_on_one_rank_changes_nothing_on_any
 
 
 def test_a_nan_in_the_tokens_of_one_rank_changes_nothing_on_those_that_it_deals_experts_out_with():
-    arguments = {"precision": "fp32", "stages": STAGES[:2], "style": "experts", "expert_size": 2}
+    arguments = {"precision": "fp32", "stages": NATIVE, "style": "experts", "expert_size": 2}
     results = run_ranks(2, f"{CASES}:void_steps", **arguments)
     wanted = rank_cases.without_refused_step("fp32", "experts")
     for figures in results:

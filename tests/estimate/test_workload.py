@@ -39,10 +39,11 @@ def test_a_pair_is_two_sequences() -> None:
 
 def test_what_each_engine_sends() -> None:
     native = [
-        workload({"world_size": 8, "engine": "native", "zero_stage": stage}).exchange for stage in (0, 1)
+        workload({"world_size": 8, "engine": "native", "zero_stage": stage}).exchange for stage in (0, 1, 2)
     ]
-    assert [each.all_reduce for each in native] == [True, False]
-    assert not any(each.each_micro_batch for each in native)
+    assert [each.all_reduce for each in native] == [True, False, False]
+    assert [each.each_micro_batch for each in native] == [False, False, True]
+    assert [each.beside for each in native] == [1.0] * 3
     stages = (1, 2, 3)
     other = [workload({"world_size": 8, "engine": "deepspeed", "zero_stage": s}).exchange for s in stages]
     assert [each.all_reduce for each in other] == [True, True, False]
@@ -50,6 +51,8 @@ def test_what_each_engine_sends() -> None:
     moved = [workload({"world_size": 8, "engine": "deepspeed", "zero_stage": s}).accumulates for s in stages]
     assert moved == [18.0, 18.0, 24.0]
     assert workload({"world_size": 8, "engine": "native"}).accumulates == 10.0
+    sliced = workload({"world_size": 8, "engine": "native", "zero_stage": 2})
+    assert sliced.accumulates == 2.0 + 4.0 + 12.0 / 8
     hooks = [workload({"world_size": 8, "engine": "deepspeed", "zero_stage": s}).hooks for s in stages]
     assert 0.0 == hooks[0] < hooks[1] < hooks[2]
     assert workload({"world_size": 8, "engine": "native"}).hooks == 0.0

@@ -18,6 +18,10 @@ from tests.program import make_project
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 STAGES = {"cpu": 0, "ddp": 0, "multinode": 0, "zero1": 1, "zero2": 2, "zero3": 3, "zero3-offload": 3}
+DEALT = [
+    "model.moe.num_experts=6", "model.moe.num_experts_per_tok=2", "model.moe.moe_intermediate_size=32",
+    "parallel.expert_parallel_size=2",
+]  # fmt: skip
 DEEPSPEED = "distributed_type: DEEPSPEED\ndeepspeed_config: {"
 
 
@@ -74,6 +78,9 @@ def test_without_a_launcher_the_settings_alone_count(config):
         ("ddp", ["parallel.zero_stage=1"], "native"),
         ("ddp", ["parallel.zero_stage=1", "parallel.offload=cpu"], "deepspeed"),
         ("ddp", ["parallel.zero_stage=2"], "deepspeed"),
+        ("ddp", ["parallel.zero_stage=2", "parallel.engine=native"], "native"),
+        ("ddp", ["parallel.zero_stage=2", *DEALT], "native"),
+        ("ddp", ["parallel.zero_stage=1", *DEALT], "native"),
         ("ddp", ["parallel.zero_stage=1", "parallel.engine=deepspeed"], "deepspeed"),
         ("ddp", ["parallel.zero_stage=1", "parallel.engine=native"], "native"),
         ("zero1", [], "deepspeed"),
@@ -91,7 +98,10 @@ def test_a_native_engine_contradicts_a_launch_file_for_deepspeed(config):
     assert "zero_stage 1 (ACCELERATE_DEEPSPEED_ZERO_STAGE)" in message
     assert "set parallel.engine to auto" in message
     message = refused(config("parallel.engine=native"), told_by_accelerate(LAUNCH / "zero2.yaml"))
-    assert "stage 2" in message and "knows stages 0 and 1" in message
+    assert "zero_stage 2 (ACCELERATE_DEEPSPEED_ZERO_STAGE)" in message
+    assert "set parallel.engine to auto" in message
+    message = refused(config("parallel.zero_stage=2", *DEALT), told_by_accelerate(LAUNCH / "zero2.yaml"))
+    assert "parallel.expert_parallel_size 2 (command line) does not go with parallel.engine" in message
 
 
 def test_a_stage_that_contradicts_names_both_places(config):

@@ -28,6 +28,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "Z1x2": {"world_size": 2, "zero_stage": 1, "engine": "deepspeed"},
     "native-Z1x2": {"world_size": 2, "zero_stage": 1},
     "Z2x2": {"world_size": 2, "zero_stage": 2},
+    "native-Z2x2": {"world_size": 2, "zero_stage": 2, "engine": "native"},
     "Z3x2": {"world_size": 2, "zero_stage": 3},
     "Z1xTP2xDP2": {"world_size": 4, "zero_stage": 1, "tensor_parallel_size": 2, "engine": "deepspeed"},
     "native-Z1xTP2xDP2": {"world_size": 4, "zero_stage": 1, "tensor_parallel_size": 2},

@@ -15,6 +15,7 @@ import llmkit.parity.run
 from llmkit.batch import IGNORE, Batch, Ranges, RowPiece
 from llmkit.config.context import Form, row_pieces
 from llmkit.engine.deepspeed import mark_sharded
+from llmkit.engine.gradient_slices import GradientSlices
 from llmkit.engine.masters import SeveralMasters
 from llmkit.engine.native import NativeEngine
 from llmkit.engine.zero import ZeroEngine
@@ -129,6 +130,18 @@ def divided_once_more() -> Any:
     return patch.object(SeveralMasters, "reduce", reduce)
 
 
+def last_slice_alone() -> Any:
+    """A rank's slice of a gradient is that of the last micro-batch."""
+    real = GradientSlices._take_back
+
+    def take_back(self: GradientSlices, left: int) -> None:
+        for bucket, _ in list(self._on_their_way)[: len(self._on_their_way) - left]:
+            self.slices[bucket].zero_()
+        real(self, left)
+
+    return patch.object(GradientSlices, "_take_back", take_back)
+
+
 def own_experts_counted() -> Any:
     """The norm of the gradient has this rank's experts alone."""
     real = NativeEngine._where
@@ -198,14 +211,15 @@ OF_EXPERTS: dict[str, Mistake] = {
     each.__name__: each for each in (choices_not_summed, balance_of_a_piece, returned_out_of_order)
 }
 WITH_DEALT_OUT: dict[str, Mistake] = {
-    each.__name__: each for each in (divided_once_more, own_experts_counted, sent_back_out_of_order)
+    each.__name__: each
+    for each in (divided_once_more, own_experts_counted, sent_back_out_of_order, last_slice_alone)
 }
 CASES = [
     Case("odd", stage, 2, 2, True, 3, "none", True, "fp32", "none") for stage in (0, 2)
 ]  # everything at once that a mistake may need
 CASES_OF_EXPERTS = [Case("experts", 0, 2, 1, True, 3, "none", True, "fp32", "none")]
 
-CASES_OF_DEALT_OUT = [Case("one-expert", 1, 1, 2, False, 3, "full", True, "fp32", "none", expert=2)]
+CASES_OF_DEALT_OUT = [Case("one-expert", 2, 1, 2, False, 3, "full", True, "fp32", "none", expert=2)]
 
 
 def positions_restarted() -> Any:

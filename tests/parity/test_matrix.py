@@ -21,6 +21,7 @@ from llmkit.parity.cases import (
     FORMED,
     LARGE,
     SETTINGS,
+    SLICED,
     Case,
 )
 from llmkit.parity.covering import covering
@@ -50,7 +51,7 @@ BY_AVX512 = AVX512 if has_avx512_bf16() and TO_COMPILE else []
 DEALT_OUT = [case for case in DEALT if CAN_COMPILE or not case.compiled]
 COVERING = covering()
 CASES = COVERING + LARGE + FORMED + SETTINGS + ALONE + ADAPTERS + TO_COMPILE + BY_AVX512
-CASES += SHARED_ROWS + DEALT_OUT
+CASES += SLICED + SHARED_ROWS + DEALT_OUT
 ALWAYS = {*few(COVERING), *FORMED[::10], *BY_AVX512, CONTEXT[3], CONTEXT[4], DEALT[1]}
 ALWAYS |= {SETTINGS[at] for at in (2, 4, 8)} | {ADAPTERS[at] for at in (0, -1)}
 """Every stage, engine, precision, optimizer and way to share a layer, rows or experts; on four processes

@@ -11,7 +11,7 @@ from llmkit.engine.native import NativeEngine
 from llmkit.parallel.mesh import Mesh
 from llmkit.parity.cases import Case
 from llmkit.parity.memory import allocated, memory_differences, watched_gradients
-from llmkit.parity.run import make_engine, planned_state, train
+from llmkit.parity.run import make_engine, planned_memory, train
 from llmkit.parity.subjects import MODELS, RandomWeights
 
 CPU = torch.device("cpu")
@@ -26,12 +26,14 @@ def test_an_engine_has_the_bytes_of_its_plan_and_others_are_named(case: Case) ->
     engine.write_pieces(RandomWeights(shape), optimizer_steps=0)
     with watched_gradients(engine) as gradients:
         train(engine, shape, Mesh(), CPU, 1)
-    planned, size = planned_state(case, CPU), 4 * shape.num_parameters
-    assert planned.gradients == size and allocated(engine, gradients) == planned.parts
-    assert memory_differences(engine, planned, gradients, Mesh()) == []
+    planned, size = planned_memory(case, CPU), 4 * shape.num_parameters
+    assert planned["gradients"] == size and allocated(engine, gradients) == planned
+    assert memory_differences(engine, planned, gradients, [], Mesh()) == []
     state = next(iter(engine.optimizers[0].state.values()))
     kind = next(name for name in state if name != "step")
     more = state[kind].nbytes
     state[kind] = torch.cat([state[kind], state[kind]])
-    (text,) = memory_differences(engine, planned, gradients, Mesh())
-    assert text == f"rank 0: {planned.moments + more:,} bytes of moments, planned were {planned.moments:,}"
+    moments = planned["moments"]
+    first, second = memory_differences(engine, planned, gradients, [1000, 30], Mesh())
+    assert first == f"rank 0: {moments + more:,} bytes of moments, planned were {moments:,}"
+    assert second == "rank 0: 1,000 bytes of buckets of gradients, planned were 0"

@@ -88,6 +88,7 @@ DEALT_OUT_CAUGHT_BY = {
     "divided_once_more": "initial gradient (blocks.",
     "own_experts_counted": "initial norm",
     "sent_back_out_of_order": "initial loss",
+    "last_slice_alone": "initial gradient",
 }
 
 

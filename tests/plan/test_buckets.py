@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
-from llmkit.plan.buckets import BucketSizes, deepspeed_bucket, fill, offsets, reduce_bucket
+from llmkit.plan.buckets import (
+    BucketSizes,
+    deepspeed_bucket,
+    fill,
+    most_alive,
+    offsets,
+    reduce_bucket,
+)
 
 
 def test_the_last_parameters_fill_the_first_bucket() -> None:
@@ -38,3 +47,23 @@ def test_buffers_of_a_small_model_stay_small_and_at_stage_2_hold_the_largest_par
     assert deepspeed_bucket(8_000) == 1024 and deepspeed_bucket(10**10) == 2**25
     assert deepspeed_bucket(10**10, BucketSizes(deepspeed=3000)) == 3000
     assert [reduce_bucket(stage, 10**10, 2**26 + 1) for stage in (1, 2, 3)] == [2**25, 2**26 + 2, 2**25]
+
+
+def test_at_stage_2_the_bucket_that_fills_and_the_one_before_are_in_memory() -> None:
+    assert most_alive([]) == 0
+    assert most_alive([[([1, 0], 30)]]) == 30
+    assert most_alive([[([3], 10), ([2], 20), ([1], 40), ([0], 5)]]) == 20 + 40
+    # The second, complete before the first is, waits for it: buckets are sent in their order.
+    assert most_alive([[([4, 0], 10), ([3], 20), ([2, 1], 40)]]) == 10 + 20 + 40
+    # Of two sets of ranks each has its own.
+    assert most_alive([[([4], 10), ([2], 20)], [([3], 1), ([1], 2), ([0], 4)]]) == 10 + 20 + 1
+
+
+@pytest.mark.parametrize("ranks", [2, 8])
+def test_at_stage_2_a_model_has_few_of_its_gradients_in_memory(ranks: int) -> None:
+    """The head and the embedding, and between them layers of three matrices."""
+    parameters = [(50_000, 0), *[(1000, 0), (2000, 0), (3000, 0)] * 8, (50_000, 0)]
+    buckets = fill(parameters, 4 * 8000, ranks)
+    sizes = [offsets([parameters[i][0] for i in each], ranks, partitioned=True)[1] for each in buckets]
+    found = most_alive([list(zip(buckets, sizes, strict=True))])
+    assert found == max(a + b for a, b in pairwise(sizes)) < sum(sizes) / 2

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llmkit.config.load import load
-from llmkit.plan import DeviceFacts, Known, Plan, resolve_plan
+from llmkit.plan import DeviceFacts, Known, Plan, fitting, resolve_plan
 from llmkit.plan.fitting import SAFE_SHARE, alternatives
 from llmkit.plan.memory import memory
 from llmkit.plan.overview import activation_bytes
@@ -70,7 +70,8 @@ def test_state_that_does_not_fit_is_shared_or_kept_on_the_host(plan: Any) -> Non
     native = plan(4, "train.micro_batch_size=1", "parallel.engine=native")
     found = [each for changes, _ in alternatives(native, room, on_gpu=True) for each in changes]
     stages = {each for each in found if "zero_stage" in each}
-    assert stages <= {"parallel.zero_stage=1"}, "the native engine knows no other"
+    assert stages <= {"parallel.zero_stage=1", "parallel.zero_stage=2"}, "the native engine knows no other"
+    assert {layout.engine for _, layout in fitting._candidates(native, on_gpu=True)} == {"native"}
 
 
 def test_nothing_is_promised_where_nothing_fits_and_estimates_that_were_too_low_are_not_believed(

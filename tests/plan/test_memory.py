@@ -56,6 +56,16 @@ def test_buffers_are_those_of_deepspeed() -> None:
     assert found.on_device == found.state.device + found.activation_bytes + sum(found.buffers.values())
 
 
+def test_our_own_stage_2_has_few_gradients_at_once_beside_a_ranks_slices() -> None:
+    first, second = (
+        memory(planned(world_size=4, zero_stage=stage, engine="native")) for stage in (1, 2)
+    )
+    assert second.state.gradients == first.state.gradients // 4
+    assert second.state.masters == first.state.masters and second.state.weights == first.state.weights
+    assert set(second.buffers) == {"buckets of gradients"}
+    assert 0 < second.buffers["buckets of gradients"] <= first.state.gradients
+
+
 def test_documents_that_fused_attention_masks_take_a_mask() -> None:
     plan = planned()
     data = plan.config.data.model_copy(update={"document_masks": True})
