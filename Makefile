@@ -32,6 +32,8 @@ endif
 
 .PHONY: demo test test-all test-gpu check docs site constraints clean
 .DELETE_ON_ERROR:
+# Two targets may install into the same environment.
+.NOTPARALLEL:
 
 demo: $(VENV)/.installed
 	$(BIN)/llmkit train configs/demo.yaml $(ARGS)

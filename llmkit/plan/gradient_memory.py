@@ -30,14 +30,14 @@ def _of_mlp(shape: ModelShape, how: Arithmetic, kept: float) -> float:
     layout, size, ranks = how.layout, how.bytes, how.layout.tensor_parallel_size
     if how.tiled < 1.0:  # what a tile takes is counted for itself
         return size * shape.hidden_size * (1.0 + layout.sequence_parallel)
-    widest = max(map(shape.active_width, range(shape.num_hidden_layers)))
     values = 2.0 if len(INTO_MLP[shape.mlp]) == 2 else 1.0
     if shape.mlp == "relu2" and not how.compiled:  # PyTorch makes a power of it, and a product with 2
         values += 2.0
+    found = 0.0
+    if shape.expert_layers < shape.num_hidden_layers:
+        found = size * shape.intermediate_size * values / ranks
     if shape.expert_layers:
-        found = _of_experts(shape, how, kept, values)
-    else:
-        found = size * widest * values / ranks
+        found = max(found, _of_experts(shape, how, kept, values))
     return found + size * shape.hidden_size * layout.sequence_parallel  # of whole rows, gathered
 
 
@@ -54,9 +54,8 @@ def _of_experts(shape: ModelShape, how: Arithmetic, kept: float, values: float) 
     moe, ranks = shape.moe, how.layout.tensor_parallel_size
     copies = float(how.bytes * moe.num_experts_per_tok * shape.hidden_size)
     shared = how.bytes * (moe.shared_expert_intermediate_size or 0) / ranks
-    widest = how.bytes * max(map(shape.active_width, range(shape.num_hidden_layers))) / ranks
-    experts = widest - shared
-    after = shared * values - kept * experts / widest - copies
+    experts = how.bytes * moe.num_experts_per_tok * shape.expert_width / ranks
+    after = shared * values - kept * experts / (experts + shared) - copies
     ordered = copies + how.bytes * shape.hidden_size
     return max(ordered, experts, experts * values - copies, after)
 

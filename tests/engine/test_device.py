@@ -47,12 +47,14 @@ FORMS = [
 ON_GPU = [each for each in FORMS if not TABLE[each[0]][each[1]].startswith("llmkit.kernels.cpu")]
 EVEN = {"head_dim": 16, "intermediate_size": 96}
 """Sizes that all forms take."""
+ALWAYS = ("varlen", "documents")
+"""What a form is for."""
 ADDRESSES = ("adamw", "triton")
 """A form that takes addresses, which meta tensors do not have: a GPU alone can tell."""
 FORMS_IN_CASES = [
     pytest.param(
         operator, form, case, id=f"{operator}-{form}-{case}",
-        marks=[] if case == FEW[number % 3] else pytest.mark.exhaustive,
+        marks=[] if case == FEW[number % 3] or (form, case) == ALWAYS else pytest.mark.exhaustive,
     )
     for number, (operator, form) in enumerate(each for each in FORMS if each != ADDRESSES)
     for case in CASES

@@ -86,7 +86,7 @@ SETTINGS = {
 }
 
 
-AS_IN_PARITY = ("gpt2", "bf16", "offload", "muon", "muon-bf16", "tensor")
+AS_IN_PARITY = ("gpt2", "offload", "muon", "muon-bf16", "tensor")
 """What tests/parity/test_matrix.py compares at every commit, too."""
 
 

@@ -236,7 +236,7 @@ def test_without_a_server_the_run_is_kept_offline(
     injection="at the start the server answers with 503, 401 or 429",
     expected="the run is mirrored offline under the same id",
 )
-@pytest.mark.parametrize("status", [LONG(503), LONG(401), LONG(429)])
+@pytest.mark.parametrize("status", [503, LONG(401), LONG(429)])
 def test_a_server_that_refuses_the_run_leaves_it_offline_under_the_same_id(
     tmp_path: Path, status: int, server: FakeServer, online: Callable[[str], Environment],
     until: Callable[..., None],

@@ -38,10 +38,27 @@ SHAPES = {
             shared_expert_intermediate_size=256,
         ), 0.04,
     ),
+    "dense layers between those of experts": (
+        replace(
+            with_experts(
+                num_experts=4, num_experts_per_tok=1, moe_intermediate_size=128,
+                shared_expert_intermediate_size=384, every_n_layers=2,
+            ), intermediate_size=512,
+        ), 0.07,
+    ),
+    "dense layers before those of experts": (
+        replace(
+            with_experts(
+                num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64,
+                shared_expert_intermediate_size=320, first_dense_layers=3,
+            ), intermediate_size=512,
+        ), 0.1,
+    ),
 }  # fmt: skip
 
 
 ALWAYS = ("gelu", "relu2", "norms before and behind", "narrow MLP", "experts")
+ALWAYS += ("dense layers between those of experts",)
 
 
 @pytest.mark.parametrize("name", few_at_every_commit(SHAPES, ALWAYS))
