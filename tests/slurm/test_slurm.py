@@ -118,13 +118,17 @@ def test_a_node_that_does_not_end_its_check_is_left_out(cluster, folder):
     assert "not fit: n2: requeued" in job.log and "n2" not in hosts_of_start(folder, 1)
 
 
-@pytest.mark.exhaustive  # tests/cluster/test_in_job.py and test_nodes.py have it without a cluster
-def test_where_no_others_are_left_nodes_that_are_not_fit_are_used_or_the_job_fails(cluster, folder):
+def test_where_no_others_are_left_a_strict_job_fails(cluster, folder):
     (folder / "sick-n3").touch()
     strict = stand_in(cluster, folder, nodes=4, processes="1", TRAIN_SECONDS="0", PREFLIGHT="strict")
     assert strict.wait() == "FAILED", strict.log
     assert "without n3 3 nodes of main are left, and 4 are needed" in strict.log
     assert "not fit: n3 (PREFLIGHT=strict)" in strict.log and starts(folder) == []
+
+
+@pytest.mark.exhaustive  # tests/cluster/test_in_job.py has the reason without a cluster
+def test_where_no_others_are_left_nodes_that_are_not_fit_are_used(cluster, folder):
+    (folder / "sick-n3").touch()
     job = stand_in(cluster, folder, nodes=4, processes="1", TRAIN_SECONDS="0", PREFLIGHT="on")
     assert job.wait() == "COMPLETED", job.log
     assert "goes on with nodes that are not fit: n3" in job.log
