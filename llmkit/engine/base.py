@@ -57,8 +57,8 @@ class StepResult(NamedTuple):
     layers: sizes of gradients, weights, updates and activations; None: not asked for.
     routing: the sums of `LossSum.routing` over the global batch, fp64; None: there are no experts.
     by_rank: squared L2 norm of the gradient that each rank has computed, of which `grad_norm` is that of the
-        sum, (ranks,) fp64, without experts that are dealt out; None: there is one rank, or nothing was
-        computed.
+        sum, (ranks,) fp64, without experts that are dealt out; at stage 2 of our own engine, and under
+        DeepSpeed, the sum of those of its micro-batches; None: there is one rank, or nothing was computed.
     """
 
     loss_sum: Tensor

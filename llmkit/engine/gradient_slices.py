@@ -9,13 +9,14 @@ bucket that is complete last while the next forward pass does.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from llmkit.engine.reduce import Bucket, Buckets
+from llmkit.engine.reduce import Bucket, Buckets, came_again
 from llmkit.parallel.mesh import Axis
 from llmkit.plan.buckets import ON_THEIR_WAY
 
@@ -32,6 +33,8 @@ class GradientSlices(Buckets):
 
     def __init__(self, weights: Sequence[tuple[Tensor, int]], axis: Axis, bucket_bytes: int) -> None:
         super().__init__(weights, axis, bucket_bytes, partitioned=True)
+        self.waiting: Callable[[], AbstractContextManager[None]] = nullcontext
+        """Entered for each wait for other ranks: most are in the backward pass, hooks of gradients."""
         device = weights[0][0].device
         self.slices = {
             bucket: torch.zeros(bucket.size // axis.size, dtype=torch.float32, device=device)
@@ -64,6 +67,8 @@ class GradientSlices(Buckets):
 
     def _accumulated(self, bucket: Bucket, index: int, weight: Tensor) -> None:
         assert weight.grad is not None
+        if index not in bucket.missing:
+            raise came_again(weight)
         bucket.view(self.buffer(bucket), index).copy_(weight.grad)
         weight.grad = None
         bucket.missing.discard(index)
@@ -102,5 +107,6 @@ class GradientSlices(Buckets):
         """Adds sums to the slices, and frees their buffers, until so many are on their way."""
         while len(self._on_their_way) > left:
             bucket, work = self._on_their_way.popleft()
-            work.wait()
+            with self.waiting():
+                work.wait()
             self.slices[bucket].add_(self.buffers.pop(bucket)[self.own(bucket)])

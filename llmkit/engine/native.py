@@ -35,6 +35,7 @@ from llmkit.engine.buffers import buffer_pieces, load_buffers
 from llmkit.engine.ema import MovingAverage
 from llmkit.engine.fingerprint import Fingerprint, fingerprint
 from llmkit.engine.first_pass import FirstPass
+from llmkit.engine.gradient_slices import GradientSlices
 from llmkit.engine.layer_statistics import LayerMeter
 from llmkit.engine.masters import Masters, PartitionedMasters, ReplicatedMasters, SeveralMasters
 from llmkit.engine.own_gradients import OwnGradients
@@ -109,6 +110,8 @@ class NativeEngine:
             name: dims if share and dims in several else () for name, dims in self.summed.items()
         }
         self.own_gradients = OwnGradients(self.mesh)
+        self.step_parts = StepParts(torch.device("cpu"))
+        """Of the step that is computed, or was last."""
         self.masters = self._make_masters(trained, groups, precision, buckets.native)
         self.frozen = {name: weight for name, weight in self.weights.items() if name not in trained}
         for weight in self.frozen.values():
@@ -147,6 +150,8 @@ class NativeEngine:
                 masters = ReplicatedMasters(*common)
             if masters.buckets is not None and "expert_data" not in dims:  # see `OwnGradients`
                 masters.buckets.before_sending = self.own_gradients.add
+            if isinstance(masters.buckets, GradientSlices):
+                masters.buckets.waiting = lambda: self.step_parts.part("communication")
             found.append(masters)
         return found[0] if len(found) == 1 else SeveralMasters(found)
 
@@ -161,7 +166,7 @@ class NativeEngine:
         device = next(iter(self.weights.values())).device
         if targets == 0:
             return without_targets(device)
-        parts = StepParts(device)
+        parts = self.step_parts = StepParts(device)
         self.first_pass.run(lambda: self._forward_and_backward(micro_batches, targets, measure))
         with parts.part("communication"):
             self.masters.reduce()
@@ -208,7 +213,7 @@ class NativeEngine:
         for (dims, alone), found in sorted(gradients.items()):
             squares = self.operators.sum_of_squares(found, device)
             if alone:
-                self.own_gradients.add_squares(squares.clone())
+                self.own_gradients.add_squares(squares)
             total += self.mesh[dims].sum(squares)
         return total.sqrt().float()
 

@@ -16,11 +16,14 @@ from llmkit.parallel.mesh import Mesh
 
 
 class OwnGradients:
-    """Collects the norms of parts of this rank's gradient, on the device; does nothing on one rank."""
+    """Sums the squares of parts of this rank's gradient, on the device; does nothing on one rank.
+
+    A part that is added is one launch beside its norm, and nothing of it is kept until the step's end.
+    """
 
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh
-        self._norms: list[Tensor] = []
+        self._squares: Tensor | None = None
 
     @property
     def active(self) -> bool:
@@ -34,21 +37,27 @@ class OwnGradients:
 
     def start(self) -> None:
         """Before the first backward pass of a step."""
-        self._norms.clear()
+        self._squares = None
 
     def add(self, gradient: Tensor) -> None:
         """Takes a part of the gradient. A NaN or an infinity in it stays one."""
-        self._norms.append(torch.linalg.vector_norm(gradient))
+        norm = torch.linalg.vector_norm(gradient)
+        self._sum(norm).addcmul_(norm, norm)  # in fp64, in which no square overflows
 
     def add_squares(self, squares: Tensor) -> None:
         """Takes the sum of squares of a part, () of any floating type."""
-        self._norms.append(squares.sqrt())
+        self._sum(squares).add_(squares)
 
     def by_rank(self) -> Tensor | None:
         """(ranks,) fp64: the squared norm in the place of this rank, else 0; None on one rank."""
-        if not self.active or not self._norms:
+        if not self.active or self._squares is None:
             return None
-        norms = torch.stack([norm.double() for norm in self._norms])
-        found = torch.zeros(self.mesh.world_size, dtype=torch.float64, device=norms.device)
-        found[self.mesh.rank] = norms.square().sum()
+        found = torch.zeros(self.mesh.world_size, dtype=torch.float64, device=self._squares.device)
+        found[self.mesh.rank] = self._squares
         return found
+
+    def _sum(self, part: Tensor) -> Tensor:
+        """The sum so far, () fp64, on the device of a part."""
+        if self._squares is None:
+            self._squares = torch.zeros((), dtype=torch.float64, device=part.device)
+        return self._squares

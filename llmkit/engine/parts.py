@@ -24,13 +24,20 @@ class StepParts:
     def __init__(self, device: torch.device, clock: Callable[[], float] = time.perf_counter) -> None:
         self._device, self._clock = device, clock
         self._parts: list[tuple[Name, Mark, Mark]] = []
+        self._inside = False
 
     @contextmanager
     def part(self, name: Name) -> Iterator[None]:
-        """What is queued in here is part `name`; on a CPU, what is done in here. Parts are not nested."""
-        begin = self._mark()
-        yield
-        self._parts.append((name, begin, self._mark()))
+        """What is queued in here is part `name`; on a CPU, what is done in here. Within another part: its."""
+        if self._inside:
+            yield
+            return
+        self._inside, begin = True, self._mark()
+        try:
+            yield
+        finally:
+            self._inside = False
+            self._parts.append((name, begin, self._mark()))
 
     def _mark(self) -> Mark:
         if self._device.type != "cuda":

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from llmkit.errors import UserError
 from llmkit.parallel.mesh import Axis
 from llmkit.plan.buckets import fill, offsets
 
@@ -54,6 +55,15 @@ class Bucket:
         """(weight, what belongs to it in a flat tensor of this bucket)."""
         for index, weight in enumerate(self.weights):
             yield weight, self.view(flat, index)
+
+
+def came_again(weight: Tensor) -> UserError:
+    """The error where a gradient comes that would be left out of the sum: a part of it was there before."""
+    return UserError(
+        f"a part of the gradient of a weight of shape {tuple(weight.shape)} comes after the ranks began to "
+        "sum it: the model uses it in several segments of torch.utils.checkpoint with use_reentrant=True, "
+        "which have backward passes of their own; set use_reentrant=False"
+    )
 
 
 class Buckets:
@@ -183,6 +193,8 @@ class GradientBuckets(Buckets):
             self._views[bucket][index].add_(weight.grad)
             weight.grad = None
         if self.last_micro_batch:
+            if index not in bucket.missing and bucket in self.buckets[: self.sent]:
+                raise came_again(weight)
             bucket.missing.discard(index)
             self.send_complete()
 

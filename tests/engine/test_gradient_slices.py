@@ -11,12 +11,21 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from llmkit.config.optimizer_section import Optimizer
 from llmkit.engine import reduce
 from llmkit.engine.gradient_slices import GradientSlices
-from llmkit.engine.reduce import REDUCE_SCATTER
-from llmkit.parallel.mesh import make_mesh
+from llmkit.engine.masters import PartitionedMasters
+from llmkit.engine.native import NativeEngine
+from llmkit.engine.parts import StepParts
+from llmkit.engine.reduce import REDUCE_SCATTER, GradientBuckets
+from llmkit.errors import UserError
+from llmkit.model.gpt import GPT
+from llmkit.parallel.mesh import Mesh, make_mesh
+from llmkit.parity.subjects import MODELS
 from llmkit.plan.buckets import most_alive
+from llmkit.precision import PRECISIONS
 from tests.ranks import run_ranks
 
 WIDTH, MICRO_BATCHES, STEPS = 5, 3, 2
@@ -48,6 +57,17 @@ def backward(modules: list[nn.Linear], *which: int, all_layers: bool = False) ->
     x.float().square().sum().backward()
 
 
+class Waiting:
+    """Work that is waited for during one second of a clock."""
+
+    def __init__(self, work: dist.Work, clock: list[float]) -> None:
+        self.work, self.clock = work, clock
+
+    def wait(self) -> None:
+        self.work.wait()
+        self.clock[0] += 1.0
+
+
 def sums(bf16: bool, bucket_bytes: int, mistake: str = "", all_layers: bool = False) -> dict[str, Any]:
     """The gradient of the last of some steps, put together of the slices of two ranks."""
     modules = layers(torch.bfloat16 if bf16 else torch.float32)
@@ -55,10 +75,13 @@ def sums(bf16: bool, bucket_bytes: int, mistake: str = "", all_layers: bool = Fa
     axis, log = make_mesh(1)["data"], list[tuple[str, int]]()
     slices = GradientSlices([(weight, weight.dim() - 1) for weight in weights], axis, bucket_bytes)
     scatter, own = getattr(dist, REDUCE_SCATTER), list[float]()
+    clock = [0.0]
+    parts = StepParts(torch.device("cpu"), lambda: clock[0])
+    slices.waiting = lambda: parts.part("communication")
 
     def counting(mine: Tensor, whole: Tensor, **options: Any) -> Any:
         log.append(("sent", whole.numel()))
-        return scatter(mine, whole, **options)
+        return Waiting(scatter(mine, whole, **options), clock)
 
     empty, most = Tensor.new_empty, 0
 
@@ -81,7 +104,8 @@ def sums(bf16: bool, bucket_bytes: int, mistake: str = "", all_layers: bool = Fa
                 slices.before_backward(index == MICRO_BATCHES - 1)
                 log.append(("forward", 0))
                 backward(modules, axis.rank, index, step, all_layers=all_layers)
-            slices.finish()
+            with parts.part("communication"):  # as in the engine
+                slices.finish()
     assert slices.buffers == {} and all(weight.grad is None for weight in weights)
     whole = [torch.zeros(bucket.size) for bucket in slices.buckets]
     for bucket, flat in zip(slices.buckets, whole, strict=True):
@@ -95,6 +119,7 @@ def sums(bf16: bool, bucket_bytes: int, mistake: str = "", all_layers: bool = Fa
         "gradients": [found[weight].tolist() for weight in weights],
         "log": log,
         "own": sum(own),
+        "waited": parts.read()["communication"],
         "most": most,
         "planned": most_alive([order]),
         "sizes": [bucket.size for bucket in slices.buckets],
@@ -138,10 +163,32 @@ def expected(step: int = STEPS - 1) -> list[Tensor]:
     return [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
 
 
+def again(sliced: bool) -> str:
+    """The error of a layer that is in two segments with backward passes of their own."""
+    layer = layers(torch.bfloat16)[0]
+    weights = [(layer.weight, 0), (layer.bias, 1)]
+    axis = make_mesh(1)["data"]
+    made = GradientSlices(weights, axis, 4) if sliced else GradientBuckets(weights, axis, 4, partitioned=True)
+    for last in (False, True):
+        made.before_backward(last)
+        x = torch.ones(2, WIDTH, dtype=torch.bfloat16, requires_grad=True)
+        for _ in range(2):
+            x = checkpoint(layer, x, use_reentrant=True)
+        try:
+            x.float().sum().backward()
+        except UserError as error:
+            for work in made._on_their_way:
+                (work[1] if isinstance(work, tuple) else work).wait()
+            return f"{last}: {error}"
+    made.finish()
+    return ""
+
+
 def cases() -> dict[str, Any]:
     """What came of each case, in one launch."""
     found = {f"{bf16} {name}": sums(bf16, size) for bf16 in (False, True) for name, size in PARTS.items()}
     found |= {mistake: sums(False, 4 * 8, mistake) for mistake in MISTAKES if mistake}
+    found |= {"again": [again(sliced) for sliced in (True, False)]}
     return found | {"all used": sums(False, 4 * 8, all_layers=True)}
 
 
@@ -191,6 +238,33 @@ def test_what_a_rank_has_computed_alone_is_seen_before_it_is_sent(ranks):
             weights = [weight for module in modules for weight in module.parameters()]
             squares += sum(float(w.grad.double().square().sum()) for w in weights if w.grad is not None)
         assert found["own"] == pytest.approx(squares, rel=1e-5)
+
+
+def test_all_waiting_for_other_ranks_is_told_once(ranks):
+    for found in (each[f"True {name}"] for each in ranks for name in PARTS):
+        assert found["waited"] == STEPS * MICRO_BATCHES * len(found["sizes"])
+
+
+def test_waiting_in_the_backward_pass_is_communication_of_the_step():
+    engine = NativeEngine(
+        GPT(MODELS["gpt2"]), Optimizer(), precision=PRECISIONS["fp32"], gradient_clipping=1.0,
+        mesh=Mesh(0, 2), zero_stage=2,
+    )  # fmt: skip
+    assert isinstance(engine.masters, PartitionedMasters)
+    assert isinstance(engine.masters.buckets, GradientSlices)
+    engine.step_parts = StepParts(torch.device("cpu"))
+    with engine.masters.buckets.waiting():
+        pass
+    assert set(engine.step_parts.read()) == {"communication"}
+
+
+def test_a_gradient_that_comes_twice_is_an_error_where_a_part_of_it_would_be_lost(ranks):
+    for sliced, whole in (each["again"] for each in ranks):
+        assert sliced.startswith("False: "), "each micro-batch is sent"
+        assert whole.startswith("True: "), "the last one alone is sent"
+        for message in (sliced, whole):
+            assert "of shape (5,)" in message or "of shape (5, 5)" in message
+            assert message.endswith("set use_reentrant=False")
 
 
 @pytest.mark.parametrize("mistake", ["replaced", "not cleared"])

@@ -26,6 +26,9 @@ def test_the_squares_of_all_gradients_stand_in_the_place_of_the_rank() -> None:
     assert found is not None and found[[0, 2]].tolist() == [0.0, 0.0]
     expected = sum(float((3 * weight.detach().double() ** 2).square().sum()) for weight in weights)
     torch.testing.assert_close(found[1].item(), expected, rtol=1e-5, atol=0)
+    own.add_squares(torch.tensor(1e30))
+    own.add(torch.tensor([3e25]))
+    torch.testing.assert_close(own.by_rank()[1].item(), 9e50, rtol=1e-5, atol=0)  # type: ignore[index]
     own.add(torch.tensor([1.0, math.nan]))
     assert math.isnan(own.by_rank()[1])  # type: ignore[index]
     own.start()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 import torch
 
@@ -16,6 +18,17 @@ def test_parts_of_a_cpu_are_times_of_the_clock() -> None:
             pass
     assert parts.read() == {"communication": 0.75, "optimizer": 2.0}
     assert parts.read() == {"communication": 0.75, "optimizer": 2.0}
+
+
+def test_a_part_within_a_part_is_the_outer_ones() -> None:
+    times = iter([1.0, 1.5, 2.0, 4.0])
+    parts = StepParts(torch.device("cpu"), lambda: next(times))
+    for _ in range(2):
+        with suppress(ValueError), parts.part("optimizer"):
+            with parts.part("communication"):
+                pass
+            raise ValueError
+    assert parts.read() == {"optimizer": 2.5}
 
 
 def test_a_step_that_marks_nothing_has_no_parts() -> None:
