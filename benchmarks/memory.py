@@ -80,7 +80,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     add("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the results")
     add("--rank-of", help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    known = {"auto": range(4), "native": range(3), "deepspeed": range(1, 4)}[options.engine]
+    if not options.lengths and (unknown := [stage for stage in options.stages if stage not in known]):
+        stages = " ".join(map(str, known))
+        parser.error(f"--engine {options.engine} has no ZeRO stage {unknown[0]}: give --stages {stages}")
+    return options
 
 
 def launch(options: argparse.Namespace, stage: int, tensor_size: int) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from llmkit.config.mistakes import Mistake
+from llmkit.config.mistakes import NO_STAGE_NAMED, Mistake
 from llmkit.config.model_section import Model
 from llmkit.config.settings import Settings
 
@@ -60,6 +60,8 @@ def _check_engine(s: Settings) -> Iterator[Mistake]:
             "DeepSpeed shares out experts as if all ranks held the same ones; choose stage 0, 1 or 2, no "
             "offload, and parallel.engine=native"
         )
+        if s.facts.launcher_stage:
+            note += f", and launch {NO_STAGE_NAMED}"
         yield s.mistake(what, _SIZE, cause, note=note)
     if s.config.train.objective != "causal_lm" or s.config.data.has_pairs:
         note = "the reference model of pairs is held whole; set the size to 1"

@@ -21,6 +21,9 @@ NOT_SHOWN = "... (not shown)"
 UTF8_LOCALE = "set LC_ALL=C.UTF-8 (or PYTHONUTF8=1) in the environment"
 """What helps where a process takes file names and arguments to be of another encoding."""
 
+NO_STAGE_NAMED = "with a file that names no ZeRO stage (launch/ddp.yaml), or by torchrun"
+"""How a run is launched that llmkit's own engine is to train at ZeRO stage 1 or 2."""
+
 _SECRET_KEY = re.compile(
     r"(^|[_-])(api|access|auth|private|secret|wandb|hf|hub|huggingface|github)[_-]?(key|token)$"
     r"|^(key|token)$|(^|[_-])(secret|password|passwd|credentials?)$|apikey"

@@ -16,6 +16,7 @@ class Facts:
     """What checks know beside the settings; None = not yet.
 
     world_size: processes of the run. zero_stage, offload, engine: resolved with accelerate's configuration.
+    launcher_stage: whether accelerate's configuration names a ZeRO stage, and so DeepSpeed.
     tokenizer_size: tokens of the tokenizer. holds_out: whether the data have held-out documents.
     """
 
@@ -25,6 +26,7 @@ class Facts:
     tokenizer_size: int | None = None
     holds_out: bool | None = None
     engine: str | None = None
+    launcher_stage: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from llmkit.config.mistakes import listed
+from llmkit.config.mistakes import NO_STAGE_NAMED, listed
 from llmkit.errors import UserError
 from llmkit.parallel.mesh import Mesh
 
@@ -54,5 +54,6 @@ class SameUse:
             raise UserError(
                 f"the model uses {listed(changed, SHOWN)} for some batches only, which DeepSpeed does not "
                 "support: let every batch use them, at a weight of zero where there is nothing to do, or set "
-                "parallel.engine=native and parallel.zero_stage=2 or less"
+                "parallel.engine=native and parallel.zero_stage=2 or less, no offload, and launch "
+                f"{NO_STAGE_NAMED}"
             )

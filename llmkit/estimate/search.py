@@ -88,7 +88,7 @@ def _stages(config: Config, fleet: Fleet, chosen: Chosen) -> list[int]:
 
 
 def _engines(config: Config, fleet: Fleet, chosen: Chosen) -> list[str]:
-    """Those of a stage; of our own at stage 2 see `_expert_sizes`."""
+    """Those of a stage; of our own at stage 2 see `_is_tried`."""
     stage, both = chosen["parallel.zero_stage"], ["native", "deepspeed"]
     return {0: ["native"], 1: both, 2: both}.get(stage, ["deepspeed"])
 
@@ -102,20 +102,14 @@ def _offloads(config: Config, fleet: Fleet, chosen: Chosen) -> list[str]:
 
 
 def _expert_sizes(config: Config, fleet: Fleet, chosen: Chosen) -> list[int]:
-    """Powers of 2 that leave each rank as many experts, where our own engine has them to deal out.
-
-    Stage 2 of our own engine is tried for experts that are dealt out, and where the settings ask for it.
-    """
-    model, parallel = config.model, config.parallel
-    if chosen["parallel.engine"] != "native":
-        return [1]
-    whole = {1} if chosen["parallel.zero_stage"] != 2 or parallel.engine == "native" else set[int]()
+    """Powers of 2 that leave each rank as many experts, where our own engine has them to deal out."""
+    model = config.model
     experts = model.moe.num_experts if isinstance(model, Model) else 0
-    if not experts or config.train.objective != "causal_lm":
-        return sorted(whole)
+    if not experts or chosen["parallel.engine"] != "native" or config.train.objective != "causal_lm":
+        return [1]
     ranks = fleet.size // chosen["parallel.tensor_parallel_size"]
     sizes = {2**n for n in range(experts.bit_length()) if experts % 2**n == ranks % 2**n == 0}
-    return sorted(({*sizes, parallel.expert_parallel_size} - {1}) | whole)
+    return sorted({*sizes, config.parallel.expert_parallel_size})
 
 
 def _recomputed(config: Config, fleet: Fleet, chosen: Chosen) -> list[str]:
@@ -328,9 +322,10 @@ def setting_of(plan: Plan, path: str) -> Any:
 
 
 def _layouts(config: Config, fleet: Fleet, fixed: Collection[str], chosen: Chosen) -> Iterator[Chosen]:
-    """All combinations of the dimensions' values."""
+    """All combinations of the dimensions' values that are tried."""
     if len(chosen) == len(DIMENSIONS):
-        yield chosen
+        if _is_tried(config, chosen):
+            yield chosen
         return
     dimension = DIMENSIONS[len(chosen)]
     section, _, name = dimension.path.partition(".")
@@ -338,6 +333,14 @@ def _layouts(config: Config, fleet: Fleet, fixed: Collection[str], chosen: Chose
     values = [given] if dimension.path in fixed else dimension.values(config, fleet, chosen)
     for value in values:
         yield from _layouts(config, fleet, fixed, {**chosen, dimension.path: value})
+
+
+def _is_tried(config: Config, chosen: Chosen) -> bool:
+    """Whether a combination is tried: stage 2 of our own engine only for experts that are dealt out, and
+    where the settings ask for that engine, as `engine: auto` takes it."""
+    stage, engine = chosen["parallel.zero_stage"], chosen["parallel.engine"]
+    whole = chosen["parallel.expert_parallel_size"] == 1
+    return (stage, engine, whole) != (2, "native", True) or config.parallel.engine == "native"
 
 
 def _ranked(fitting: Sequence[Candidate], timed: bool) -> list[Candidate]:

@@ -237,10 +237,11 @@ def workload_of(plan: Plan) -> Workload | None:
 
 def _accumulated(precision: Precision, layout: Layout) -> float:
     """Bytes that our own engine moves for a gradient and micro-batch: it reads it and adds to its fp32 sum;
-    at stage 2 it copies it to a buffer, and adds its slice of what the ranks have summed there."""
+    at stage 2 it copies it to a buffer, reads that for its norm, and adds its slice of what the ranks have
+    summed there."""
     summed, came = BYTES[precision.reduction], BYTES[precision.weights]
     if layout.zero_stage == 2 and layout.replicas > 1:
-        return came + summed * (1.0 + 3.0 / layout.replicas)
+        return came + summed * (2.0 + 3.0 / layout.replicas)
     return came + summed * 2.0
 
 

@@ -46,7 +46,7 @@ def resolve_plan(loaded: Loaded, known: Known | None = None) -> Plan:
         layout = replace(layout, offload_activations=False)
     facts = Facts(
         known.world_size, layout.zero_stage, layout.offload, known.tokenizer_size, known.holds_out,
-        layout.engine,
+        layout.engine, launch.accelerate.zero_stage is not None,
     )  # fmt: skip
     asked = launch.precision()
     precision = choose_precision(asked, known.device)

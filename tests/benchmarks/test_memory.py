@@ -40,6 +40,15 @@ def test_a_storage_that_several_tensors_share_counts_once():
     del views
 
 
+@pytest.mark.parametrize(("engine", "stages"), [("native", "0 1 2"), ("deepspeed", "1 2 3")])
+def test_an_engine_is_asked_for_its_own_stages_only(engine, stages, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        memory.parse(["--engine", engine])
+    assert f"--engine {engine} has no ZeRO stage" in capsys.readouterr().err
+    assert memory.parse(["--engine", engine, "--stages", *stages.split()]).engine == engine
+    assert memory.parse([]).stages == [0, 1, 2, 3]
+
+
 @pytest.mark.exhaustive
 def test_a_launch_counts_about_what_the_theory_says_and_zero_3_less_than_ddp(tmp_path, capsys):
     arguments = ["--stages", "0", "3", "--tensor-sizes", "1", "--hidden", "128", "--layers", "2"]

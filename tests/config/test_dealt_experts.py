@@ -69,4 +69,6 @@ MISTAKES = [
 def test_what_cannot_be_dealt_out_is_named(
     overrides: list[str], what: str, base: str, refused: Refused
 ) -> None:
-    assert what in refused(base, *overrides)
+    message = refused(base, *overrides)
+    assert what in message
+    assert "launch" not in message, "no launch file names a stage"

@@ -21,6 +21,7 @@ from llmkit.estimate.search import (
     SPARE,
     Found,
     Ground,
+    _layouts,
     as_given,
     search,
     setting_of,
@@ -135,6 +136,22 @@ def test_experts_are_dealt_out_where_nothing_else_fits():
     assert "EP 4, full" in words.layout(found.fitting[0].plan)
     alone = search(loaded, on("h100", nodes=8), [*fixed, "parallel.expert_parallel_size"])
     assert loaded.config.parallel.expert_parallel_size == 1 and not alone.fitting
+
+
+@pytest.mark.parametrize("engine", ["auto", "native"])
+def test_our_own_engine_is_tried_at_stage_2_only_for_dealt_out_experts_or_if_asked_for(engine):
+    path = RECIPES.parent / "models/qwen3-30b-a3b.yaml"
+    loaded = open_subject(api.load, str(path), [], 1e11).loaded
+    asked = with_settings(loaded, {"parallel.engine": engine})
+    for fixed in ([], ["parallel.expert_parallel_size"]):
+        layouts = [
+            (layout["parallel.engine"], layout["parallel.expert_parallel_size"])
+            for layout in _layouts(asked.config, on("h100", nodes=8).fleet, fixed, {})
+            if layout["parallel.zero_stage"] == 2
+        ]
+        assert ("deepspeed", 1) in layouts
+        assert (("native", 1) in layouts) is (engine == "native")
+        assert (("native", 2) in layouts) is (not fixed)
 
 
 def test_a_registered_model_has_no_estimate(tmp_path):

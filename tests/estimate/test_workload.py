@@ -52,7 +52,7 @@ def test_what_each_engine_sends() -> None:
     assert moved == [18.0, 18.0, 24.0]
     assert workload({"world_size": 8, "engine": "native"}).accumulates == 10.0
     sliced = workload({"world_size": 8, "engine": "native", "zero_stage": 2})
-    assert sliced.accumulates == 2.0 + 4.0 + 12.0 / 8
+    assert sliced.accumulates == 2.0 + 8.0 + 12.0 / 8
     hooks = [workload({"world_size": 8, "engine": "deepspeed", "zero_stage": s}).hooks for s in stages]
     assert 0.0 == hooks[0] < hooks[1] < hooks[2]
     assert workload({"world_size": 8, "engine": "native"}).hooks == 0.0

@@ -102,6 +102,10 @@ def test_a_native_engine_contradicts_a_launch_file_for_deepspeed(config):
     assert "set parallel.engine to auto" in message
     message = refused(config("parallel.zero_stage=2", *DEALT), told_by_accelerate(LAUNCH / "zero2.yaml"))
     assert "parallel.expert_parallel_size 2 (command line) does not go with parallel.engine" in message
+    advice = "parallel.engine=native, and launch with a file that names no ZeRO stage (launch/ddp.yaml)"
+    assert advice in message
+    followed = config("parallel.zero_stage=2", "parallel.engine=native", *DEALT)
+    assert layout(followed, told_by_accelerate(LAUNCH / "ddp.yaml")).engine == "native"
 
 
 def test_a_stage_that_contradicts_names_both_places(config):
