@@ -103,6 +103,8 @@ class Progress:
         """An event of events.jsonl. Each start begins with the number of steps of its settings."""
         if event.get("event") in ("start", "resume"):
             self.max_steps = None
+            if isinstance(event.get("step"), int):  # steps behind the checkpoint are done again
+                self.step = event["step"]
         elif event.get("event") == "rollback" and isinstance(event.get("to_step"), int):
             self.step = event["to_step"]
             self._wall.clear()

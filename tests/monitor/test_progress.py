@@ -53,6 +53,15 @@ def test_the_time_left_has_evaluations_and_saves_in_it_and_no_time_between_two_s
     assert progress.seconds_left == 1.0
 
 
+def test_a_resume_goes_back_to_its_checkpoint_whatever_was_reached_before_the_fault() -> None:
+    progress = Progress(max_steps=100)
+    for event in ({"event": "fault", "step": 52}, {"event": "resume", "step": 40}):
+        progress.take_event(event)
+    assert progress.step == 40
+    progress.take(row(41))
+    assert progress.step == 41 and progress.next_after(10) == 50
+
+
 def test_evaluations_are_the_last_one_and_the_best_one() -> None:
     progress = Progress()
     for step, loss in ((1, 3.0), (2, 2.0), (3, 2.5), (4, None)):

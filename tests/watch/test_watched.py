@@ -35,6 +35,20 @@ def test_a_resume_that_cuts_the_record_back_begins_the_view_anew(tmp_path: Path)
     assert run.progress.last_event is not None  # events are read again, too
 
 
+def test_a_run_that_is_resumed_after_a_fault_is_where_its_rows_are(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "demo", steps=40, end={"event": "fault", "step": 52})
+    followed = WatchedRun(folder)
+    followed.poll()
+    assert followed.progress.step == 52
+    add_event(folder, {"event": "resume", "step": 40})
+    followed.poll()
+    assert followed.progress.step == 40
+    add_row(folder, {"step": 41, "loss": 2.5})
+    for run in (followed, WatchedRun(folder)):  # also where all of it is read at once
+        run.poll()
+        assert run.progress.step == 41
+
+
 def test_the_steps_that_a_time_budget_became_win_over_those_of_the_settings(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "demo", steps=3, max_steps=None)
     run = WatchedRun(folder)
