@@ -117,17 +117,25 @@ def _print_json(deleted: list[Path], size: int, dry_run: bool) -> None:
 
 
 def _size(folder: Path) -> int:
-    """Bytes that the files of a checkpoint take; of a link none."""
-    files = () if folder.is_symlink() else folder.iterdir()
-    return sum(file.lstat().st_size for file in files)
+    """Bytes that the files of a checkpoint take; of a link none, nor of what has gone meanwhile.
+
+    Raises RunFault for a folder that cannot be read.
+    """
+    try:
+        files = () if folder.is_symlink() else folder.iterdir()
+        return sum(file.lstat().st_size for file in files)
+    except FileNotFoundError:  # without a claim, the run may delete it first
+        return 0
+    except OSError as error:
+        raise RunFault(f"prune: {folder} cannot be read: {error.strerror or error}") from error
 
 
 def _delete(folder: Path, claim: Claim | None, tell: Callable[[str], None]) -> int:
     """Deletes a checkpoint; how many bytes that frees: of a link none."""
     if claim is not None:
         claim.require_current()
+    size = _size(folder)
     try:
-        size = _size(folder)
         delete_checkpoint(folder)
     except OSError as error:
         raise RunFault(f"prune: {folder} cannot be deleted: {error.strerror or error}") from error

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from llmkit.checkpoint.keeping import Best, write_best
+from llmkit.checkpoints.pruning import choose
 from llmkit.cli import main
 from llmkit.ownership.owner import Owner
 from llmkit.ownership.take import take
@@ -77,6 +80,41 @@ def test_programs_get_what_is_deleted_and_are_not_asked(
     deleted = [f"{ROOT}/step-{step:08d}" for step in (2, 4)]
     assert [each.pop("dry_run") for each in found] == [True, False] and steps() == [6, 8]
     assert found == [{"deleted": deleted, "freed_bytes": sum(sizes)}] * 2
+
+
+def test_what_goes_while_a_dry_run_looks_counts_nothing(
+    prune: Prune, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run under way deletes its own old ones meanwhile, between the choice and the look at their sizes."""
+
+    def choose_and_delete(*arguments: Any) -> list[Path]:
+        chosen = choose(*arguments)
+        shutil.rmtree(chosen[0])
+        return chosen
+
+    monkeypatch.setattr("llmkit.checkpoints.pruning.choose", choose_and_delete)
+    size = sum(file.stat().st_size for file in (ROOT / "step-00000004").iterdir())
+    assert prune("--keep-last", "2", "--json", "--dry-run") == 0
+    assert json.loads(capsys.readouterr().out)["freed_bytes"] == size
+    assert steps() == [4, 6, 8]
+
+
+@pytest.mark.parametrize("options", [["--dry-run", "--json"], ["--yes"]])
+def test_a_folder_that_cannot_be_read_is_one_message(
+    prune: Prune, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    def denied(folder: Path) -> Iterator[Path]:
+        raise PermissionError(13, "Permission denied")
+
+    def choose_and_lock(*arguments: Any) -> list[Path]:
+        chosen = choose(*arguments)
+        monkeypatch.setattr(Path, "iterdir", denied)
+        return chosen
+
+    monkeypatch.setattr("llmkit.checkpoints.pruning.choose", choose_and_lock)
+    assert prune("--keep-last", "2", *options) == 1
+    wanted = f"llmkit: prune: {ROOT}/step-00000002 cannot be read: Permission denied\n"
+    assert capsys.readouterr().err == wanted and steps() == [2, 4, 6, 8]
 
 
 def test_the_best_one_stays(prune: Prune, capsys: pytest.CaptureFixture[str]) -> None:
