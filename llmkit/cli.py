@@ -19,6 +19,7 @@ from llmkit import __version__
 from llmkit.checkpoints.options import add_checkpoint_command
 from llmkit.cluster.options import add_jobs_options, add_submit_options
 from llmkit.command_line import (
+    LOADING,
     CommandParser,
     Commands,
     add_branch,
@@ -45,8 +46,6 @@ from llmkit.serve.options import add_serve_command
 from llmkit.shipped.options import add_launch_files_command
 from llmkit.watch.options import add_runs_command, add_top_command
 
-LOADING = "loading PyTorch"
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code: 0 done, 1 fault, 2 wrong usage, 75 stopped on request."""
@@ -66,11 +65,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest:
         options.overrides = [*options.overrides, *rest]
     try:
-        if "takes_weights" in options:
-            with waiting_for(LOADING, os.environ):
-                import torch  # noqa: F401
-            if "://" in options.run:
-                options.run = _fetched(options.run)
         code = int(options.command(options, started))
         sys.stdout.flush()  # a reader that has gone is noticed here, not when the interpreter ends
         return code
@@ -127,12 +121,6 @@ def _open_closed_streams() -> None:
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
-
-
-def _fetched(url: str) -> str:
-    from llmkit.checkpoints.fetching import at_hand
-
-    return at_hand(url, os.environ)
 
 
 def _drop_output() -> None:
@@ -201,6 +189,8 @@ def _data(options: argparse.Namespace, started: float) -> int:
     from llmkit.api import load
     from llmkit.data.building.prepare import prepare
 
+    if options.json and options.action == "build" and not options.plan:
+        raise UserError("data build: --json goes with --plan, for a build has only an exit code")
     loaded = load(options.config, options.overrides)
     config, tokenizer = loaded.config, None
     if options.rejects is not None:
@@ -269,6 +259,9 @@ def _reference(options: argparse.Namespace, started: float) -> int:
 
 
 def _doctor(options: argparse.Namespace, started: float) -> int:
+    for option in ("parity", "calibrate"):
+        if options.json and getattr(options, option) not in (False, None):
+            raise UserError(f"doctor: --{option} goes without --json")
     if options.parity:
         from llmkit.parity.command import parity_command
 
@@ -375,7 +368,7 @@ def _config_parser(commands: Commands) -> None:
         action="store_true",
         help="print a JSON schema of configurations, for editors; after a CONFIG, with its plugins' settings",
     )
-    add_json(config, "print JSON: settings, origins and plan, or keys")
+    add_json(config, "print JSON: settings, origins and plan, or keys, or the run folder")
     config.add_argument("--run-folder", action="store_true", help="check all of it, and print the run folder")
     config.set_defaults(command=_config, parser=config)
 

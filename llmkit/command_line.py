@@ -21,6 +21,8 @@ from llmkit.error_text import WIDEST, show_error, terminal_width, wrapped_line
 from llmkit.errors import UserError
 
 DATA_POSITIONS = ("keep", "new")
+LOADING = "loading PyTorch"
+"""What a command waits for that needs it."""
 Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"
 
 
@@ -227,10 +229,9 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
-    """Adds RUN and --ema, which `llmkit.weights.open_weights` takes."""
+    """Adds RUN, which `llmkit.checkpoints.run_argument.weights_at` reads, and --ema."""
     what = "a run folder, RUN@best, RUN@STEP, a checkpoint, an import, a model in Hugging Face's format"
     parser.add_argument("run", metavar="RUN", help=f"{what}, or the URL of a run's copies")
-    parser.set_defaults(takes_weights=True)
     parser.add_argument(
         "--ema", action="store_true", help="the moving average of the weights, of a run with train.ema"
     )
@@ -242,10 +243,15 @@ def add_json(parser: argparse.ArgumentParser, what: str = "print a JSON object i
 
 
 def print_json(value: object) -> None:
-    """Prints what a command with --json has to tell: one value, and nothing else, on standard output."""
+    """Prints what a command with --json has to tell: one value, and nothing else, on standard output.
+
+    Numbers that are not finite are null: JSON has none.
+    """
     import json
 
-    print(json.dumps(value, indent=2), flush=True)
+    from llmkit.files import plain
+
+    print(json.dumps(plain(value), indent=2, allow_nan=False), flush=True)
 
 
 def printer(as_json: bool) -> Callable[[str], None]:
@@ -254,9 +260,14 @@ def printer(as_json: bool) -> Callable[[str], None]:
 
 
 def show(line: str) -> None:
-    """Prints a line of the output of a command; a terminal gets whole words in each of its lines."""
+    """Prints one or more lines of the output of a command; on a terminal each is wrapped at words.
+
+    Not for commands and scripts, which have to be copied as they are.
+    """
     width = terminal_width(sys.stdout)
-    print(line if width is None else wrapped_line(line, width), flush=True)
+    if width is not None:
+        line = "\n".join(wrapped_line(each, width) for each in line.split("\n"))
+    print(line, flush=True)
 
 
 @contextmanager

@@ -28,7 +28,11 @@ def settings_command(options: argparse.Namespace, load: Load, color: bool) -> in
         loaded = load(options.config, options.overrides)
         resolve_plan(loaded)
         run = loaded.config.run
-        print(os.path.abspath(os.path.join(run.dir, run.name)))
+        folder = os.path.abspath(os.path.join(run.dir, run.name))
+        if options.json:
+            print_json({"run_folder": folder})
+        else:
+            print(folder)
         return 0
     loaded, alone = _loaded(options, load)
     plan = resolve_plan(loaded)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import pwd
 import stat
@@ -121,6 +122,17 @@ def _of_system(path: Path) -> bool:
     """Whether a name is one of the system's, which may stand for a file that is open: /dev/stdout."""
     folder = path.parent.resolve()
     return folder == Path("/dev") or folder.parts[1:2] == ("proc",)
+
+
+def plain(value: Any) -> Any:
+    """`value` with non-finite floats replaced by None: JSON has no NaN, and many readers refuse it."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -25,11 +25,11 @@ from llmkit.data.tokens.tokenizer import Tokenizer
 from llmkit.device import choose_device, device_facts
 from llmkit.errors import UserError
 from llmkit.evaluation_data import heldout_of_run, other_data, settings_for
+from llmkit.files import plain
 from llmkit.kernels.operators import Operators
 from llmkit.model.base import Model
 from llmkit.model.build import build_model, tensor_parallel_of
 from llmkit.monitor.flops import bits_per_byte, perplexity
-from llmkit.monitor.jsonlines import plain
 from llmkit.monitor.text import shown_bits
 from llmkit.parallel.agreement import fail_together
 from llmkit.parallel.layout import Layout

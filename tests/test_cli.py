@@ -220,6 +220,11 @@ def test_options_that_exclude_each_other_are_refused(arguments, capsys):
     assert "leave o" in capsys.readouterr().err
 
 
+def test_json_of_a_command_that_has_none_is_refused(capsys):
+    assert main(["data", "build", "tiny.yaml", "--json"]) == 2
+    assert "data build: --json goes with --plan" in capsys.readouterr().err
+
+
 def test_usage_asks_only_for_what_is_required(capsys):
     with pytest.raises(SystemExit):
         main(["train"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 
 import pytest
@@ -13,6 +14,7 @@ from llmkit.command_line import (
     add_run,
     count,
     positive,
+    print_json,
     settings_as_overrides,
     show,
     unicode_text,
@@ -95,3 +97,11 @@ def test_a_terminal_gets_whole_words_of_the_output(monkeypatch, capsys):
     show(line)
     shown = capsys.readouterr().out.splitlines()
     assert len(shown) == 2 and shown[1] == "    generation_config.json"
+    show(f"{line}\n\nshort")
+    assert capsys.readouterr().out.splitlines() == [*shown, "", "short"]
+
+
+def test_numbers_that_are_not_finite_are_null_in_json(capsys):
+    print_json({"loss": float("nan"), "rows": [(1.5, float("inf")), {"x": -float("inf")}], "none": None})
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert found == {"loss": None, "rows": [[1.5, None], {"x": None}], "none": None}

@@ -48,6 +48,13 @@ def test_programs_get_settings_and_plan(here, capsys):
     assert set(found) == {"config", "origins", "model", "plan", "pending", "notes"}
 
 
+def test_programs_get_the_run_folder(here, capsys):
+    assert main(["config", "tiny.yaml", "--run-folder"]) == 0
+    folder = capsys.readouterr().out.rstrip("\n")
+    assert main(["config", "tiny.yaml", "--run-folder", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"run_folder": folder} and folder.endswith("/runs/tiny")
+
+
 def test_keys_for_programs(capsys):
     assert main(["config", "--keys", "optimizer", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -6,6 +6,7 @@ start: Wortsman et al. 2022, "Model soups".
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
@@ -71,7 +72,8 @@ def average_command(
         print_json({"path": str(out), "tensors": len(newest.names()), "bytes": size, "of": of})
         return 0
     show(f"average    of {len(members)}: {out}, {len(newest.names())} tensors, {show_bytes(size)}")
-    show(f"try        llmkit evaluate {out}" if newest.config else f"try        llmkit generate {out}")
+    command = "evaluate" if newest.config else "generate"
+    print(f"try        llmkit {command} {shlex.quote(str(out))}", flush=True)  # to be copied, so not wrapped
     return 0
 
 

@@ -17,7 +17,6 @@ from llmkit.config.mistakes import display
 from llmkit.config.renamed import with_new_names
 from llmkit.config.resume import compare
 from llmkit.data.state import data_differences, read_data_state
-from llmkit.monitor.jsonlines import plain
 from llmkit.watch.table import Column, draw
 
 
@@ -61,7 +60,7 @@ def diff_command(first: Path, second: Path, count: int, *, as_json: bool) -> int
             "a": _about(a), "b": _about(b), "settings": settings, "model": model, "data": data,
             "only_in": only, "kinds": _kinds(tensors), "tensors": [_to_json(each) for each in shown],
         }  # fmt: skip
-        print_json(plain(found))
+        print_json(found)
         return 0
     print(f"A          {a.origin}, step {a.step}\nB          {b.origin}, step {b.step}")
     _section("settings", [f"{each['setting']}: {each['old']} -> {each['new']}" for each in settings])

@@ -10,6 +10,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from llmkit.cluster.queue import ENDED, comment_of, job_facts, log_of, user_jobs
 from llmkit.cluster.request import Request, read_request
 from llmkit.cluster.script import render, shown_part, template
 from llmkit.cluster.words import start_time
-from llmkit.command_line import print_json, printer, to_stderr, wrong_branch
+from llmkit.command_line import print_json, to_stderr, wrong_branch
 from llmkit.config.mistakes import printable
 from llmkit.config.override import as_utf8
 from llmkit.errors import RunFault, UserError
@@ -61,7 +62,7 @@ def submit_command(options: argparse.Namespace, load: Load, environment: Mapping
     if "dependency" not in request.options:
         for note in _same_runs(runs):
             to_stderr(f"note: {note}")
-    number = _submit(written, environment, printer(options.json))
+    number = _submit(written, environment, to_stderr if options.json else partial(print, flush=True))
     facts = {}
     with contextlib.suppress(RunFault):  # the job is submitted all the same
         facts = job_facts(number)

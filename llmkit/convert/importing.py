@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,8 +67,9 @@ def import_command(
     made = "" if experts is None else f", upcycled to {experts} experts, {per_token} for a token"
     show(f"imported   {source}: {kind}{made}, {shape.num_parameters:,} weights")
     show(f"to         {out}: {len(weights.names())} tensors, {nbytes / 1e9:.3f} GB")
-    show(f"try        llmkit generate {out} --prompt 'Once upon a time'")
-    show(f"           llmkit train CONFIG train.init_from={out}")
+    # To be copied, so not wrapped.
+    print(f"try        llmkit generate {shlex.quote(str(out))} --prompt 'Once upon a time'")
+    print(f"           llmkit train CONFIG {shlex.quote(f'train.init_from={out}')}", flush=True)
     return 0
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from pathlib import Path
 
+from llmkit.checkpoints.run_argument import weights_at
 from llmkit.command_line import Commands, add_json, add_weights
 from llmkit.errors import UserError
 
@@ -53,10 +55,10 @@ def add_export_command(commands: Commands) -> None:
 
 
 def _import(options: argparse.Namespace, started: float) -> int:
-    from llmkit.convert.importing import import_command
-
     if options.experts_per_token and not options.upcycle:
         raise UserError("import: --experts-per-token is for --upcycle; leave it out")
+    from llmkit.convert.importing import import_command
+
     per_token = options.experts_per_token or min(2, options.upcycle or 2)
     return import_command(
         Path(options.source), Path(options.out), options.upcycle, per_token, as_json=options.json
@@ -64,22 +66,23 @@ def _import(options: argparse.Namespace, started: float) -> int:
 
 
 def _export(options: argparse.Namespace, started: float) -> int:
+    if options.adapter and options.dtype:
+        raise UserError("export: --dtype is for a model, adapters are fp32; leave it or --adapter out")
+    if options.base and not options.adapter:
+        raise UserError("export: --base is for --adapter; leave it out")
+    run = weights_at(options.run, os.environ)
     if options.adapter:
         from llmkit.convert.adapter import export_adapter_command
 
-        if options.dtype:
-            raise UserError("export: --dtype is for a model, adapters are fp32; leave it or --adapter out")
         base = Path(options.base) if options.base else None
         return export_adapter_command(
-            Path(options.run), Path(options.out), base=base, check=not options.no_check, ema=options.ema,
+            run, Path(options.out), base=base, check=not options.no_check, ema=options.ema,
             as_json=options.json,
         )  # fmt: skip
-    if options.base:
-        raise UserError("export: --base is for --adapter; leave it out")
     from llmkit.convert.export import export_command
 
     return export_command(
-        Path(options.run),
+        run,
         Path(options.out),
         dtype=options.dtype,
         max_shard_size=options.max_shard_size,

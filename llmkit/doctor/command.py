@@ -58,6 +58,8 @@ def _command(options: argparse.Namespace, environment: Mapping[str, str]) -> int
             raise UserError(f"doctor: --{wanted} goes with --{of}")
     if options.node and not options.into:
         raise UserError("doctor: --node needs --into FOLDER, which all nodes share")
+    if options.node and options.json:
+        raise UserError("doctor: --node writes what it finds --into a folder; it goes without --json")
     if options.report is not None and (options.node or options.table or options.json):
         raise UserError("doctor: --report is a page of this machine: without --node, --table, --json")
     if options.report:

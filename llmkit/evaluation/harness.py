@@ -22,7 +22,7 @@ from llmkit.errors import UserError
 from llmkit.evaluation.answer_rules import read_rules
 from llmkit.evaluation.team import Lead
 from llmkit.extras import missing_extra
-from llmkit.monitor.jsonlines import plain
+from llmkit.files import plain
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager

@@ -15,8 +15,7 @@ from llmkit.evaluation.haystack import sentences
 from llmkit.evaluation.needle import Cell, NeedleTest, run_needles
 from llmkit.evaluation.needle_plot import plot
 from llmkit.evaluation.team import led
-from llmkit.files import cannot_read, write_atomic
-from llmkit.monitor.jsonlines import plain
+from llmkit.files import cannot_read, plain, write_atomic
 from llmkit.parallel.world import launched
 from llmkit.weights import open_weights
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+import os
 
+from llmkit.checkpoints.run_argument import weights_at
 from llmkit.command_line import Commands, add_run, count, positive, unicode_text
 from llmkit.errors import UserError
 
@@ -114,10 +115,11 @@ def _evaluate(options: argparse.Namespace, started: float) -> int:
     if options.tasks is None:
         if options.batch_size is not None:
             raise UserError("evaluate: --batch-size goes with --tasks or --needle")
+        run = weights_at(options.run, os.environ)
         from llmkit.inference import evaluate_command
 
         return evaluate_command(
-            Path(options.run), precision=options.precision, other=options.data, as_json=options.json,
+            run, precision=options.precision, other=options.data, as_json=options.json,
             tensor_size=options.tensor_parallel, ema=options.ema,
         )  # fmt: skip
     if options.data is not None:
@@ -126,19 +128,20 @@ def _evaluate(options: argparse.Namespace, started: float) -> int:
         raise UserError("evaluate: --system goes with --apply-chat-template")
     if options.samples and options.output is None:
         raise UserError("evaluate: --samples go to the file of --output; name one")
-    from llmkit.evaluation.command import tasks_command
-    from llmkit.evaluation.harness import Tasks
-
     system = None if options.system is None else unicode_text("evaluate", "--system", options.system)
     names = tuple(name.strip() for name in options.tasks.split(",") if name.strip())
     if not names:
         raise UserError("evaluate: --tasks names none")
+    run = weights_at(options.run, os.environ)
+    from llmkit.evaluation.command import tasks_command
+    from llmkit.evaluation.harness import Tasks
+
     tasks = Tasks(
         names, options.include_path, options.num_fewshot, options.limit,
         apply_chat_template=options.apply_chat_template, system=system, samples=options.samples,
     )  # fmt: skip
     return tasks_command(
-        Path(options.run), tasks, precision=options.precision, rows=options.batch_size,
+        run, tasks, precision=options.precision, rows=options.batch_size,
         tensor_size=options.tensor_parallel, output=options.output, as_json=options.json, ema=options.ema,
     )  # fmt: skip
 
@@ -147,6 +150,7 @@ def _evaluate_needle(options: argparse.Namespace) -> int:
     for name in ("tasks", "data"):
         if getattr(options, name) is not None:
             raise UserError(f"evaluate: --needle makes texts of its own; leave out --{name}")
+    run = weights_at(options.run, os.environ)
     from llmkit.evaluation.haystack import FILLER
     from llmkit.evaluation.needle import NeedleTest
     from llmkit.evaluation.needle_command import needle_command, read_filler
@@ -156,6 +160,6 @@ def _evaluate_needle(options: argparse.Namespace) -> int:
         options.lengths, options.depths, options.trials, options.digits, filler, options.seed
     )
     return needle_command(
-        Path(options.run), test, precision=options.precision, rows=options.batch_size,
+        run, test, precision=options.precision, rows=options.batch_size,
         tensor_size=options.tensor_parallel, picture=options.plot, as_json=options.json, ema=options.ema,
     )  # fmt: skip

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
+from llmkit.checkpoints.run_argument import weights_at
 from llmkit.command_line import Commands, add_run, count, positive, unicode_text
 from llmkit.errors import UserError
 
@@ -101,26 +103,30 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
 
 def _generate(options: argparse.Namespace, started: float) -> int:
     _check(options)
-    from llmkit.generation.command import Wanted, converse_command, generate_command
-    from llmkit.generation.sampling import Sampling
 
     def text(option: str, given: str) -> str:
         return unicode_text("generate", option, given)
 
+    prompts = [text("--prompt", prompt) for prompt in options.prompt]
+    stops = tuple(text("--stop", stop) for stop in options.stop)
+    system = None if options.system is None else text("--system", options.system)
+    run = weights_at(options.run, os.environ)
+    from llmkit.generation.command import Wanted, converse_command, generate_command
+    from llmkit.generation.sampling import Sampling
+
     wanted = Wanted(
-        run=Path(options.run),
+        run=run,
         sampling=Sampling(
             options.temperature, options.top_k, options.top_p, options.repetition_penalty, options.seed
         ),
         max_new_tokens=options.max_new_tokens,
-        stops=tuple(text("--stop", stop) for stop in options.stop),
-        system=None if options.system is None else text("--system", options.system),
+        stops=stops,
+        system=system,
         precision=options.precision,
         use_cache=not options.no_cache,
         tensor_parallel=options.tensor_parallel,
         ema=options.ema,
     )
-    prompts = [text("--prompt", prompt) for prompt in options.prompt]
     if not prompts and options.prompt_file is None:
         return converse_command(wanted)
     return generate_command(

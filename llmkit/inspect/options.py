@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
+from llmkit.checkpoints.run_argument import weights_at
 from llmkit.command_line import Commands, add_run, unicode_text
 
 
@@ -22,10 +24,12 @@ def add_inspect_command(commands: Commands) -> None:
 
 
 def _inspect(options: argparse.Namespace, started: float) -> int:
+    prompt = unicode_text("inspect", "--prompt", options.prompt)
+    run = weights_at(options.run, os.environ)
     from llmkit.inspect.command import inspect_command
 
     return inspect_command(
-        Path(options.run), unicode_text("inspect", "--prompt", options.prompt), options.output,
+        run, prompt, options.output,
         control_tokens=options.control_tokens, force=options.force, precision=options.precision,
         ema=options.ema,
     )  # fmt: skip

@@ -18,6 +18,7 @@ from llmkit.data.prepared import PreparedData
 from llmkit.data.rank_batch import RankBatch
 from llmkit.end_file import own_host
 from llmkit.engine.base import Engine, StepResult
+from llmkit.files import plain
 from llmkit.kernels.compiler import each_once, graph_breaks, graphs_compiled
 from llmkit.loop.batches import Batches, NoBatch
 from llmkit.loop.best import NameBest
@@ -53,7 +54,6 @@ from llmkit.monitor.columns import OWN_NAMES
 from llmkit.monitor.console import Console
 from llmkit.monitor.events import EventLog
 from llmkit.monitor.goodput import Ledger
-from llmkit.monitor.jsonlines import plain
 from llmkit.monitor.media import MediaSink, checked
 from llmkit.monitor.metrics import MetricsFile
 from llmkit.monitor.sink import Sink

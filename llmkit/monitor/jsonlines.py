@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from llmkit.errors import RunFault, UserError
-from llmkit.files import cannot_read, open_regular, sync_folder, write_atomic
+from llmkit.files import cannot_read, open_regular, plain, sync_folder, write_atomic
 from llmkit.ownership.claim import Claim
 
 Row = dict[str, Any]
-
-
-def plain(value: Any) -> Any:
-    """`value` with non-finite floats replaced by None: JSON has no NaN, and many readers refuse it."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    return value
 
 
 def parse(line: bytes) -> Row | None:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmkit.config.redaction import Redactor
-from llmkit.files import write_atomic, write_json
-from llmkit.monitor.jsonlines import parse, plain
+from llmkit.files import plain, write_atomic, write_json
+from llmkit.monitor.jsonlines import parse
 from llmkit.monitor.wandb_environment import for_wandb
 from llmkit.monitor.wandb_file import mark_as_synced
 from llmkit.monitor.wandb_journal import FILES

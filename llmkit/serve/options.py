@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
+from llmkit.checkpoints.run_argument import weights_at
 from llmkit.command_line import Commands, add_run, count, positive
 
 
@@ -35,10 +37,11 @@ def _port(text: str) -> int:
 
 
 def _serve(options: argparse.Namespace, started: float) -> int:
+    run = weights_at(options.run, os.environ)
     from llmkit.serve.command import serve_command
 
     return serve_command(
-        Path(options.run), host=options.host, port=options.port, name=options.model_name,
+        run, host=options.host, port=options.port, name=options.model_name,
         max_tokens=options.max_tokens, max_batch=options.max_batch, api_key_file=options.api_key_file,
         precision=options.precision, ema=options.ema,
     )  # fmt: skip

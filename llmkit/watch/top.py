@@ -21,7 +21,6 @@ from rich.text import Text
 from llmkit.command_line import print_json
 from llmkit.config.mistakes import printable
 from llmkit.errors import UserError
-from llmkit.monitor.jsonlines import plain
 from llmkit.monitor.live_region import LiveRegion
 from llmkit.monitor.live_view import Frame, live_view
 from llmkit.monitor.record import read_run
@@ -91,8 +90,7 @@ def _as_json(folder: Path) -> dict[str, Any]:
     """A run as `llmkit runs --json` has it, with the newest value of each column and the newest event."""
     record = read_run(folder)
     line = asdict(read_line(folder, folder, time.time()))
-    newest = {"newest": dict(record.newest), "event": record.events[-1] if record.events else None}
-    return line | plain(newest)
+    return line | {"newest": dict(record.newest), "event": record.events[-1] if record.events else None}
 
 
 def _how_it_stands(folder: Path, now: datetime) -> tuple[str | None, str | None]:

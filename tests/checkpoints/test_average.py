@@ -49,6 +49,14 @@ def check(out: Path, folders: list[Path], shares: list[float]) -> None:
         assert not np.array_equal(wanted, values[0]) or np.array_equal(values[0], values[-1])
 
 
+def test_the_command_to_try_is_whole_on_a_terminal(
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmkit.command_line.terminal_width", lambda stream: 40)
+    assert main(["checkpoint", "average", "runs/tiny", "--last", "2", "--out", "a name with spaces"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "try        llmkit evaluate 'a name with spaces'"
+
+
 def test_of_a_run_in_equal_shares(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = average("runs/tiny")
     assert verify(out) == []

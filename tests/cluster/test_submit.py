@@ -81,6 +81,16 @@ def test_the_job_is_tried_shown_submitted_and_found(
     assert not Path("runs").exists()
 
 
+def test_a_terminal_gets_the_lines_of_the_script_whole(
+    slurm: Programs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmkit.command_line.terminal_width", lambda stream: 40)
+    assert submit("--gpus-per-node", "1", "run.dir=a folder/with a name/that needs more/than one line") == 0
+    head = [line for line in slurm.calls("sbatch")[-1]["input"].splitlines() if line.startswith("#SBATCH")]
+    assert max(map(len, head)) > 80
+    assert capsys.readouterr().out.splitlines()[: len(head)] == head
+
+
 def test_what_is_shown_to_be_copied_is_safe_to_copy(
     slurm: Programs, capsys: pytest.CaptureFixture[str]
 ) -> None:

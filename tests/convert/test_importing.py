@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,9 +45,16 @@ def test_an_import_is_a_checkpoint_with_the_types_and_the_template(hub, capsys):
     assert ours.tokenizer().chat_template == "{{ messages[0]['content'] }}"
 
 
-def test_text_can_be_generated_from_it(hub, capsys):
-    assert main(["import", "hub", "imported"]) == 0
-    capsys.readouterr()
+def test_text_can_be_generated_from_it(hub, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("llmkit.command_line.terminal_width", lambda stream: 40)
+        assert main(["import", "hub", "a name with spaces"]) == 0
+    commands = capsys.readouterr().out.splitlines()[-2:]  # to be copied, so not wrapped
+    assert commands == [
+        "try        llmkit generate 'a name with spaces' --prompt 'Once upon a time'",
+        "           llmkit train CONFIG 'train.init_from=a name with spaces'",
+    ]
+    Path("a name with spaces").rename("imported")
     outputs = []
     for path in ("hub", "imported"):
         assert main(["generate", path, "--prompt", "a", "--max-new-tokens", "5", "--precision", "fp32"]) == 0

@@ -80,6 +80,10 @@ def test_nodes_are_checked_into_a_folder_and_compared(
         (["--nodes", "2"], "--nodes goes with --table"),
         (["--node"], "--node needs --into FOLDER"),
         (["--table", "absent"], "cannot read absent"),
+        (["--parity", "--json"], "--parity goes without --json"),
+        (["--calibrate", "--json"], "--calibrate goes without --json"),
+        (["--calibrate", "here.json", "--json"], "--calibrate goes without --json"),
+        (["--node", "--into", "found", "--json"], "goes without --json"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(
