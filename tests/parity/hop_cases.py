@@ -24,7 +24,7 @@ SHAPE = replace(_FORM, moe=_FORM.moe.model_copy(update={"bias_update_rate": 0.02
 STEPS = 2
 """Under each layout."""
 LAYOUTS: list[dict[str, Any]] = [
-    {"zero_stage": 1, "tensor_parallel_size": 2, "expert_parallel_size": 2},
+    {"zero_stage": 2, "engine": "native", "tensor_parallel_size": 2, "expert_parallel_size": 2},
     {"context_parallel_size": 2, "context_parallel_form": "ulysses", "expert_parallel_size": 4},
     {"zero_stage": 3, "engine": "deepspeed", "tensor_parallel_size": 2},
     {

@@ -54,7 +54,7 @@ CASES = COVERING + LARGE + FORMED + SETTINGS + ALONE + ADAPTERS + TO_COMPILE + B
 CASES += SLICED + SHARED_ROWS + DEALT_OUT
 ALWAYS = {*few(COVERING), *BY_AVX512, LARGE[-1], FORMED[1], FORMED[10], SLICED[0]}
 ALWAYS |= {SETTINGS[at] for at in (2, 4, 5, 8)} | {ADAPTERS[at] for at in (0, -1)}
-ALWAYS |= {CONTEXT[3], CONTEXT[4], DEALT[1]}
+ALWAYS |= {CONTEXT[3], CONTEXT[4], DEALT[-2]}
 """Every stage, engine, precision, optimizer and way to share a layer, rows or experts; on four processes
 four cases. tests/parity/test_mistakes.py compares six more at every commit, in two steps: without a mistake
 they, too, equal one process."""
