@@ -49,7 +49,10 @@ spawn() {
   ! alive "$name" || return 0
   setsid "$SCRIPT" unshare-node "$@" >>"$DIR/log/$name.console" 2>&1 </dev/null &
   echo $! >"$DIR/pid/$name"
-  until [ -e "/proc/$!/ns/net" ] && [ "$(readlink "/proc/$!/ns/net")" != "$(readlink /proc/self/ns/net)" ]; do
+  # It is in its own network once it has left ours, and commands can enter it once process 1 is there: until then the
+  # kernel does not give its process namespace away.
+  until [ -e "/proc/$!/ns/net" ] && [ "$(readlink "/proc/$!/ns/net")" != "$(readlink /proc/self/ns/net)" ] &&
+    [ -e "/proc/$!/ns/pid_for_children" ]; do
     alive "$name" || fail "node $name did not start: $(tail -n 3 "$DIR/log/$name.console")"
     sleep 0.02
   done
