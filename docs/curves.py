@@ -58,7 +58,6 @@ MORE = """
 
 | | |
 | --- | --- |
-| a mixture of experts | [configs/demo-moe.yaml](../configs/demo-moe.yaml) |
 | fine-tuning of the demo, low-rank adapters of it | [fine-tuning](finetuning.md); figures in the files |
 | rows that get longer, and a task of copying | [long context](long-context.md) |
 | preferences | [configs/dpo.yaml](../configs/dpo.yaml): [fine-tuning](finetuning.md#preferences) |
