@@ -118,7 +118,7 @@ COLUMNS = (
     Column("time/other", "s", "speed", "between two steps: hooks, rows, waiting for other ranks", SINCE),
     Column("time/communication", "s", "speed",
         "of `time/step`: gradients and weights of other ranks, as far as it is not hidden; without that of "
-        "tensor parallelism", f"{PARTS}, absent in a process alone"),
+        "tensor, context and expert parallelism", f"{PARTS}, absent in a process alone"),
     Column("time/optimizer", "s", "speed", "of `time/step`: norm, clipping and update", PARTS),
     Column("elapsed_seconds", "s", "speed", "wall time, that between two starts included", TOTAL),
     Column("goodput", "share", "speed", "share of `elapsed_seconds` that was spent in steps which count",

@@ -104,7 +104,7 @@ def test_on_a_terminal_the_view_is_below_what_stays_and_goes_at_the_end(
     assert [line[:22] for line in lines if line.startswith("step ")] == [
         "step       4 sequences", "step  6/12  held-out l", "step 12/12  held-out l",
     ]  # fmt: skip
-    assert lines[-2].startswith("  the same command with")
+    assert lines[-2].startswith("or the same command with")
 
 
 def test_a_terminal_that_takes_nothing_is_not_waited_for(
