@@ -52,35 +52,13 @@ def build_engine(
     Raises UserError for a model with nothing to train, and where compiled code cannot be kept.
     """
     plan.require_complete()
-    config, shape, layout, kernels = plan.config, plan.model, plan.layout, plan.kernels
-    lora = config.train.lora
+    config, layout, kernels = plan.config, plan.layout, plan.kernels
     operators = Operators.of(kernels.forms)
     if kernels.compiled or operators.generated:
         with fail_together(mesh):
             use_compile_cache(os.environ, int(os.environ.get("LOCAL_WORLD_SIZE") or 1), note)
 
-    def make_model() -> Model:
-        """The model on its device, without values; for DeepSpeed's stage 3 made within its own context."""
-        with torch.device(device):
-            tp = tensor_parallel_of(shape, mesh, layout.sequence_parallel)
-            terms = LossTerms(z_loss=config.train.z_loss, label_smoothing=config.train.label_smoothing)
-            every = layout.activation_checkpointing_every
-            # Frozen weights have no master, so that they can have the type in which they are used at once.
-            frozen = torch_dtype(plan.precision.weights) if lora.rank else torch.get_default_dtype()
-            with default_type(frozen):
-                recompute = (layout.activation_checkpointing, every)
-                context = context_parallel(mesh, layout.context_parallel_form)
-                experts = mesh.expert_parallel()
-                kept = (config.kernels.mlp_tile, layout.offload_activations)
-                model = build_model(shape, tp, operators, *recompute, terms, context, experts, *kept)
-            if lora.rank:
-                add_adapters(model, lora)
-        _prepare_parameters(model)
-        if kernels.compiled:
-            alone = mesh["context", "tensor"].size == mesh["expert"].size == 1
-            model.compile_parts(each_once(note) if alone else _refuse)
-        return model
-
+    make_model = partial(_make_model, plan, mesh, operators, device, note)
     engine: Engine
     if layout.engine == "native":
         engine = NativeEngine(
@@ -94,6 +72,32 @@ def build_engine(
         engine = _zero_engine(make_model, configure, plan, mesh, operators, objective)
     take_state(engine, config, source, base, optimizer_steps)
     return engine
+
+
+def _make_model(
+    plan: Plan, mesh: Mesh, operators: Operators, device: torch.device, note: Callable[[str], None]
+) -> Model:
+    """The model on its device, without values; for DeepSpeed's stage 3 made within its own context."""
+    config, layout = plan.config, plan.layout
+    lora = config.train.lora
+    with torch.device(device):
+        tp = tensor_parallel_of(plan.model, mesh, layout.sequence_parallel)
+        terms = LossTerms(z_loss=config.train.z_loss, label_smoothing=config.train.label_smoothing)
+        # Frozen weights have no master, so that they can have the type in which they are used at once.
+        frozen = torch_dtype(plan.precision.weights) if lora.rank else torch.get_default_dtype()
+        with default_type(frozen):
+            recompute = (layout.activation_checkpointing, layout.activation_checkpointing_every)
+            context = context_parallel(mesh, layout.context_parallel_form)
+            experts = mesh.expert_parallel()
+            kept = (config.kernels.mlp_tile, layout.offload_activations)
+            model = build_model(plan.model, tp, operators, *recompute, terms, context, experts, *kept)
+        if lora.rank:
+            add_adapters(model, lora)
+    _prepare_parameters(model)
+    if plan.kernels.compiled:
+        alone = mesh["context", "tensor"].size == mesh["expert"].size == 1
+        model.compile_parts(each_once(note) if alone else _refuse)
+    return model
 
 
 def take_state(

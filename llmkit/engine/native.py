@@ -128,12 +128,8 @@ class NativeEngine:
             operators=operators,
         )
         self.ema = MovingAverage(held.tensor for held in self.masters.held) if ema else None
-        rounded, self.written = self.masters.rounded(), set[Tensor]()
-        for each in self.optimizers:
-            if isinstance(each, (RoundsWeights, Muon)):
-                masters = {master for group in each.param_groups for master in group["params"]}
-                each.rounded = {master: weight for master, weight in rounded.items() if master in masters}
-                self.written |= each.rounded.keys()
+        self.written = self._round_in_updates()
+        """Masters whose weights the optimizers round as they update them."""
 
     def _make_masters(
         self, trained: Mapping[str, Tensor], groups: Sequence[Group], precision: Precision,
@@ -154,6 +150,16 @@ class NativeEngine:
                 masters.buckets.waiting = lambda: self.step_parts.part("communication")
             found.append(masters)
         return found[0] if len(found) == 1 else SeveralMasters(found)
+
+    def _round_in_updates(self) -> set[Tensor]:
+        """Has optimizers that can round weights in the pass of their update do so; returns these masters."""
+        rounded, written = self.masters.rounded(), set[Tensor]()
+        for each in self.optimizers:
+            if isinstance(each, (RoundsWeights, Muon)):
+                masters = {master for group in each.param_groups for master in group["params"]}
+                each.rounded = {master: weight for master, weight in rounded.items() if master in masters}
+                written |= each.rounded.keys()
+        return written
 
     def train_step(
         self,
